@@ -1,0 +1,1 @@
+"""Hot-plugged disks for running VMs: attached, mounted, shared, and taken away again."""
