@@ -119,7 +119,9 @@ class MountConfig:
         else:
             object.__setattr__(self, "options", ())
         if self.partition < 0:
-            raise ValueError(f"partitions are counted from 1, 0 is the whole disk: {self.partition}")
+            raise ValueError(
+                f"partitions are counted from 1, 0 is the whole disk: {self.partition}"
+            )
         if self.filesystem and not _FILESYSTEM_NAME.fullmatch(self.filesystem):
             raise ValueError(f"no filesystem has this name: {self.filesystem!r}")
         if self.block_device and (
