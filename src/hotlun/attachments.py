@@ -1,0 +1,150 @@
+"""The table of attachments: which disk is which, who may share it, and conflicts.
+
+The twin of `mounts`. A file is known by (st_dev, st_ino) and a block device by
+st_rdev, whatever path leads to it; one that does not exist here by its
+canonical path; an extensible virtual disk by provider and path as written.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from hotlun.errors import DiskConflictError
+from hotlun.model import Disk, DiskKind, ImageFormat
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hotlun.wants import DiskState
+
+Identity = tuple[str, int | str, int | str]
+"""What makes two disks the same: a sort of name, and two parts of it."""
+
+_FORMATS: Final = {
+    ".raw": ImageFormat.RAW,
+    ".img": ImageFormat.RAW,
+    ".qcow2": ImageFormat.QCOW2,
+    ".vhd": ImageFormat.VHD,
+    ".vpc": ImageFormat.VHD,
+    ".vhdx": ImageFormat.VHDX,
+}
+_EXTENSIBLE: Final = "evd://"
+
+
+class DiskRequest(NamedTuple):
+    """A disk that somebody asks for, and what it is known by."""
+
+    disk: Disk
+    identity: Identity
+    states_format: bool = False
+
+
+def virtual_disk(
+    host_path: str | os.PathLike[str], read_only: bool, image_format: ImageFormat | None
+) -> DiskRequest:
+    """An image file; a format that is not stated follows from the canonical path's suffix."""
+    path, identity = _identify(host_path)
+    stated = None if image_format is None else ImageFormat(image_format)
+    resolved = stated or _FORMATS.get(os.path.splitext(path)[1].lower())
+    disk = Disk(path, DiskKind.VIRTUAL_DISK, bool(read_only), format=resolved)
+    return DiskRequest(disk, identity, stated is not None)
+
+
+def physical_disk(host_path: str | os.PathLike[str], read_only: bool) -> DiskRequest:
+    """A block device of the host."""
+    path, identity = _identify(host_path)
+    return DiskRequest(Disk(path, DiskKind.PHYSICAL_DISK, bool(read_only)), identity)
+
+
+def extensible_virtual_disk(host_path: str | os.PathLike[str], read_only: bool) -> DiskRequest:
+    """`evd://<provider>/<path>`; what follows the provider's slash is kept byte for byte."""
+    text = os.fspath(host_path)
+    if not isinstance(text, str):
+        raise TypeError(f"a host path is a str or os.PathLike[str]: {text!r}")
+    provider, slash, path = text.removeprefix(_EXTENSIBLE).partition("/")
+    if not (text.startswith(_EXTENSIBLE) and provider and slash and path):
+        raise ValueError(f"an extensible virtual disk is evd://<provider>/<path>, not {text!r}")
+    disk = Disk(path, DiskKind.EXTENSIBLE_VIRTUAL_DISK, bool(read_only), provider)
+    return DiskRequest(disk, ("evd", provider, path))
+
+
+def _identify(host_path: str | os.PathLike[str]) -> tuple[str, Identity]:
+    path = os.fspath(host_path)
+    if not isinstance(path, str):
+        raise TypeError(f"a host path is a str or os.PathLike[str]: {path!r}")
+    if not path or "\0" in path:
+        raise ValueError(f"a host path is not empty and holds no NUL: {path!r}")
+    path = os.path.realpath(path)
+    try:
+        status = os.stat(path)
+    except OSError:
+        return path, ("path", path, "")
+    if stat.S_ISBLK(status.st_mode):
+        return path, ("device", status.st_rdev, 0)
+    return path, ("file", status.st_dev, status.st_ino)
+
+
+class AttachmentTable:
+    """The attachments of one VM, by what their disks are known by."""
+
+    def __init__(self) -> None:
+        self._by_identity: dict[Identity, DiskState] = {}
+        self._by_path: dict[str, DiskState] = {}
+        self._identities: dict[DiskState, Identity] = {}
+
+    def __iter__(self) -> Iterator[DiskState]:
+        """Oldest first; the table may change meanwhile."""
+        return iter(list(self._identities))
+
+    def __contains__(self, state: DiskState) -> bool:
+        return state in self._identities
+
+    def find(self, request: DiskRequest) -> DiskState | None:
+        """The state of the disk asked for, or of another one that was attached by this path."""
+        if not request.disk.provider:
+            by_path = self._by_path.get(request.disk.path)
+            if by_path is not None:
+                return by_path
+        return self._by_identity.get(request.identity)
+
+    def check_sharing(self, state: DiskState, request: DiskRequest) -> None:
+        """Whether a found disk is the one that was asked for, used in the same way.
+
+        Raises:
+            DiskConflictError: it is not.
+        """
+        there, asked = state.attachment.disk, request.disk
+        identity = self._identities[state]
+        # A path without a file here names no other identity than the one attached by it.
+        if request.identity != identity and request.identity[0] != "path":
+            conflict = f"{asked.path} names another file than the one that is attached"
+        elif there.kind != asked.kind:
+            conflict = f"it is attached as {there.kind}, not {asked.kind}"
+        elif there.read_only != asked.read_only:
+            conflict = f"it is attached {'read-only' if there.read_only else 'writable'}"
+        elif request.states_format and there.format != asked.format:
+            conflict = f"it is attached with format {there.format or 'unstated'}"
+        else:
+            return
+        raise DiskConflictError(
+            f"disk {there} at slot {state.attachment.slot} is in use: {conflict}; "
+            "ask for it in the same way, or release it first",
+            operation="attach",
+            slot=state.attachment.slot,
+            disk=asked,
+        )
+
+    def add(self, state: DiskState, request: DiskRequest) -> None:
+        """A new attachment."""
+        self._identities[state] = request.identity
+        self._by_identity[request.identity] = state
+        if not request.disk.provider:
+            self._by_path[request.disk.path] = state
+
+    def remove(self, state: DiskState) -> None:
+        """The attachment is gone with all that hung on it."""
+        del self._by_identity[self._identities.pop(state)]
+        if not state.attachment.disk.provider:
+            del self._by_path[state.attachment.disk.path]

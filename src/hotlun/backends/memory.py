@@ -1,0 +1,281 @@
+"""Honest fakes: a VM in memory, with scripted faults, for tests of whatever uses a Manager.
+
+    host, guest = MemoryHostBackend(), MemoryGuestBackend()
+    host.fail("attach", BackendError("no such file"), at=2)   # the second attach from now
+    gate = guest.stall("mount")                               # the next mount waits
+    guest.lose("unmount", happened=True)                      # done, and the reply lost
+
+They keep the contract of `hotlun.backends.base`, and check on their own that
+nothing impossible is asked for: two attaches of one disk, two disks in one
+slot, a serial used twice, an unplug while something is mounted, a mount of what
+was let go, a grant made twice. A `MemoryGuestBackend(host)` that knows its host
+also sees a mount of a disk that is not attached, and a detach of one that the
+guest has not let go. Each is kept in `violations`, and raised there and then as
+an AssertionError.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from hotlun.errors import OutcomeUnknownError, SlotTakenError, UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from hotlun.backends.base import OSType
+    from hotlun.model import Attachment, Disk, GuestMount, MountConfig, Slot
+
+
+class Call(NamedTuple):
+    """One call that reached a backend, and what it was about."""
+
+    operation: str
+    subject: Attachment | GuestMount | tuple[Disk, str]
+
+
+@dataclass
+class _Fault:
+    calls_left: int
+    error: BaseException | None = None
+    happens: bool = False
+    gate: Gate | None = None
+
+
+@dataclass
+class Gate:
+    """Where a stalled call waits; `reached` is set when it has come, `open()` lets it go on."""
+
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+    _opened: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def open(self) -> None:
+        self._opened.set()
+
+    async def _pass(self) -> None:
+        self.reached.set()
+        await self._opened.wait()
+
+
+class _Script:
+    """The faults of one backend, and what it was asked."""
+
+    _operations: frozenset[str] = frozenset()
+
+    def __init__(self, delay: float) -> None:
+        self.calls: list[Call] = []
+        """Every call so far, oldest first."""
+        self.violations: list[str] = []
+        """What was asked for and can never be right."""
+        self._delay = delay
+        self._faults: dict[str, list[_Fault]] = {}
+
+    def fail(self, operation: str, error: BaseException, *, at: int = 1) -> None:
+        """The `at`-th call from now raises this, and nothing happens."""
+        self._add(operation, _Fault(at, error))
+
+    def lose(self, operation: str, *, happened: bool = False, at: int = 1) -> None:
+        """The `at`-th call from now raises `OutcomeUnknownError`, whether it happened or not."""
+        error = OutcomeUnknownError(f"the reply to {operation} was lost", operation=operation)
+        self._add(operation, _Fault(at, error, happens=happened))
+
+    def stall(self, operation: str, *, at: int = 1) -> Gate:
+        """The `at`-th call from now waits at the gate that is returned, before anything happens."""
+        gate = Gate()
+        self._add(operation, _Fault(at, gate=gate))
+        return gate
+
+    def count(self, operation: str) -> int:
+        """How many calls of this operation have come."""
+        return sum(call.operation == operation for call in self.calls)
+
+    def _add(self, operation: str, fault: _Fault) -> None:
+        if operation not in self._operations:
+            known = ", ".join(sorted(self._operations))
+            raise ValueError(f"no operation {operation!r} here: {known}")
+        if fault.calls_left < 1:
+            raise ValueError("calls are counted from 1")
+        self._faults.setdefault(operation, []).append(fault)
+
+    async def _enter(self, call: Call) -> BaseException | None:
+        """Pass the faults for this call.
+
+        Returns an error to raise after the effect, if the effect happens and
+        its reply is lost.
+        """
+        self.calls.append(call)
+        due = []
+        for fault in self._faults.get(call.operation, ()):
+            fault.calls_left -= 1
+            if not fault.calls_left:
+                due.append(fault)
+        if due:
+            left = self._faults[call.operation]
+            self._faults[call.operation] = [fault for fault in left if fault.calls_left > 0]
+        if self._delay:
+            await asyncio.sleep(self._delay)
+        for fault in due:
+            if fault.gate is not None:
+                await fault.gate._pass()
+            if fault.error is not None and not fault.happens:
+                raise fault.error
+        return next((fault.error for fault in due if fault.error is not None), None)
+
+    def _violated(self, what: str) -> AssertionError:
+        self.violations.append(what)
+        return AssertionError(what)
+
+
+class MemoryHostBackend(_Script):
+    """A hypervisor in memory.
+
+    Args:
+        occupied: slots that the VM's own disks hold, told on entering a Manager.
+        taken: slots that turn out taken only when something is attached there.
+        delay: seconds that each call takes.
+    """
+
+    _operations = frozenset({"attach", "detach", "grant_access", "revoke_access"})
+
+    def __init__(
+        self, *, occupied: Iterable[Slot] = (), taken: Iterable[Slot] = (), delay: float = 0
+    ) -> None:
+        super().__init__(delay)
+        self.attached: dict[Slot, Attachment] = {}
+        """What is attached now."""
+        self.granted: set[tuple[str, str]] = set()
+        """The (disk, vm_id) pairs that may be opened now."""
+        self._occupied = frozenset(occupied)
+        self._taken = frozenset(taken) | self._occupied
+        self._serials: set[str] = set()
+        self._disks: set[str] = set()
+        self._guests: list[MemoryGuestBackend] = []
+
+    async def occupied(self) -> Collection[Slot]:
+        return self._occupied
+
+    async def attach(self, attachment: Attachment) -> None:
+        if attachment.serial in self._serials:
+            raise self._violated(f"a serial used twice: {attachment}")
+        self._serials.add(attachment.serial)
+        lost = await self._enter(Call("attach", attachment))
+        if attachment.slot in self._taken:
+            raise SlotTakenError(
+                f"slot {attachment.slot} is one of the VM's own: use another",
+                operation="attach",
+                slot=attachment.slot,
+                disk=attachment.disk,
+            )
+        if attachment.slot in self.attached:
+            raise self._violated(f"two disks in slot {attachment.slot}: {attachment.disk}")
+        if str(attachment.disk) in self._disks:
+            raise self._violated(f"one disk attached twice: {attachment.disk}")
+        self.attached[attachment.slot] = attachment
+        self._disks.add(str(attachment.disk))
+        if lost is not None:
+            raise lost
+
+    async def detach(self, attachment: Attachment) -> None:
+        lost = await self._enter(Call("detach", attachment))
+        if self.attached.get(attachment.slot) == attachment:
+            for guest in self._guests:
+                if attachment.serial in guest.plugged:
+                    raise self._violated(f"a detach of what the guest still holds: {attachment}")
+            del self.attached[attachment.slot]
+            self._disks.remove(str(attachment.disk))
+        if lost is not None:
+            raise lost
+
+    async def grant_access(self, disk: Disk, vm_id: str) -> None:
+        lost = await self._enter(Call("grant_access", (disk, vm_id)))
+        self.granted.add((str(disk), vm_id))
+        if lost is not None:
+            raise lost
+
+    async def revoke_access(self, disk: Disk, vm_id: str) -> None:
+        lost = await self._enter(Call("revoke_access", (disk, vm_id)))
+        if str(disk) in self._disks:
+            raise self._violated(f"a revoke while the disk is attached: {disk} for {vm_id}")
+        self.granted.discard((str(disk), vm_id))
+        if lost is not None:
+            raise lost
+
+
+class MemoryGuestBackend(_Script):
+    """A guest in memory.
+
+    Args:
+        host: whose VM this is; with it more of what is impossible is seen.
+        os_type: whose path rules hold.
+        controllers: how many of them the guest can use; None for all.
+        delay: seconds that each call takes.
+    """
+
+    _operations = frozenset({"mount", "unmount", "unplug"})
+
+    def __init__(
+        self,
+        host: MemoryHostBackend | None = None,
+        *,
+        os_type: OSType = "linux",
+        controllers: int | None = None,
+        delay: float = 0,
+    ) -> None:
+        super().__init__(delay)
+        self.os_type = os_type
+        self.controllers = controllers
+        self.mounted: dict[str, GuestMount] = {}
+        """What is mounted now, by guest path."""
+        self.plugged: set[str] = set()
+        """The serials of the devices that something was mounted from and that were not let go."""
+        self._configs: dict[str, set[MountConfig]] = {}
+        self._unplugged: set[str] = set()
+        self._host = host
+        if host is not None:
+            host._guests.append(self)
+
+    def check(self, disk: Disk, config: MountConfig, path: str) -> None:
+        for refused in ("encrypted", "preserve_data"):
+            if getattr(config, refused):
+                raise UnsupportedError(
+                    f"{refused} is not supported yet: mount {disk} at {path} without it",
+                    operation="mount",
+                    disk=disk,
+                )
+
+    async def mount(self, mount: GuestMount) -> None:
+        lost = await self._enter(Call("mount", mount))
+        attachment = mount.attachment
+        if attachment.serial in self._unplugged:
+            raise self._violated(f"a mount of what the guest let go: {mount}")
+        if self._host is not None and self._host.attached.get(attachment.slot) != attachment:
+            raise self._violated(f"a mount of what is not attached: {mount}")
+        if mount.path in self.mounted:
+            raise self._violated(f"two mounts at one path: {mount}")
+        configs = self._configs.setdefault(attachment.serial, set())
+        if mount.config in configs:
+            raise self._violated(f"the same mount twice: {mount}")
+        configs.add(mount.config)
+        self.mounted[mount.path] = mount
+        self.plugged.add(attachment.serial)
+        if lost is not None:
+            raise lost
+
+    async def unmount(self, mount: GuestMount) -> None:
+        lost = await self._enter(Call("unmount", mount))
+        if self.mounted.get(mount.path) == mount:
+            del self.mounted[mount.path]
+            self._configs[mount.attachment.serial].remove(mount.config)
+        if lost is not None:
+            raise lost
+
+    async def unplug(self, attachment: Attachment) -> None:
+        lost = await self._enter(Call("unplug", attachment))
+        if self._configs.pop(attachment.serial, None):
+            raise self._violated(f"an unplug while something is mounted: {attachment}")
+        self._unplugged.add(attachment.serial)
+        self.plugged.discard(attachment.serial)
+        if lost is not None:
+            raise lost

@@ -1,0 +1,97 @@
+"""What has happened to a disk, each thing of it *no*, *yes* or *maybe*, and what may come next.
+
+`TABLE` is the only statement of the moves: facts change by it alone, a missing
+entry is the illegal move, and the picture in `docs/lifecycle.md` is drawn from it.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+
+class Fact(StrEnum):
+    """Whether a thing has been made. *maybe* is an unknown outcome, and is not *no*."""
+
+    NO = "no"
+    YES = "yes"
+    MAYBE = "maybe"
+    UNPLUGGED = "unplugged"
+    """Of an attachment only: still attached, and the guest has let it go."""
+
+
+class Action(StrEnum):
+    """A backend's verb."""
+
+    GRANT = "grant_access"
+    ATTACH = "attach"
+    MOUNT = "mount"
+    UNMOUNT = "unmount"
+    UNPLUG = "unplug"
+    DETACH = "detach"
+    REVOKE = "revoke_access"
+
+
+class Kind(StrEnum):
+    """What can be made and undone."""
+
+    GRANT = "grant"
+    ATTACHMENT = "attachment"
+    GUEST_MOUNT = "guest mount"
+
+
+class Outcomes(NamedTuple):
+    """The fact after a step that was done, that failed, and whose outcome is unknown."""
+
+    done: Fact
+    failed: Fact
+    unknown: Fact
+
+
+TABLE: Final[dict[Kind, dict[Fact, dict[Action, Outcomes]]]] = {
+    Kind.GRANT: {
+        Fact.NO: {Action.GRANT: Outcomes(Fact.YES, Fact.NO, Fact.MAYBE)},
+        Fact.MAYBE: {
+            Action.GRANT: Outcomes(Fact.YES, Fact.MAYBE, Fact.MAYBE),
+            Action.REVOKE: Outcomes(Fact.NO, Fact.MAYBE, Fact.MAYBE),
+        },
+        Fact.YES: {Action.REVOKE: Outcomes(Fact.NO, Fact.YES, Fact.MAYBE)},
+    },
+    Kind.ATTACHMENT: {
+        Fact.NO: {Action.ATTACH: Outcomes(Fact.YES, Fact.NO, Fact.MAYBE)},
+        Fact.YES: {Action.UNPLUG: Outcomes(Fact.UNPLUGGED, Fact.YES, Fact.MAYBE)},
+        Fact.MAYBE: {Action.UNPLUG: Outcomes(Fact.UNPLUGGED, Fact.MAYBE, Fact.MAYBE)},
+        Fact.UNPLUGGED: {Action.DETACH: Outcomes(Fact.NO, Fact.UNPLUGGED, Fact.UNPLUGGED)},
+    },
+    Kind.GUEST_MOUNT: {
+        Fact.NO: {Action.MOUNT: Outcomes(Fact.YES, Fact.NO, Fact.MAYBE)},
+        Fact.YES: {Action.UNMOUNT: Outcomes(Fact.NO, Fact.YES, Fact.MAYBE)},
+        Fact.MAYBE: {Action.UNMOUNT: Outcomes(Fact.NO, Fact.MAYBE, Fact.MAYBE)},
+    },
+}
+
+
+class Thing:
+    """Something that the table speaks of: a grant, an attachment or a guest mount."""
+
+    __slots__ = ("closing", "fact", "kind", "reason", "stalled")
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+        self.fact = Fact.NO
+        self.closing = False
+        """Its teardown has begun: nobody shares it any more."""
+        self.stalled = False
+        """Its teardown failed with nobody to tell: it waits for the next driver."""
+        self.reason = ""
+        """What went wrong last, for a person."""
+
+    def allows(self, action: Action) -> bool:
+        return action in TABLE[self.kind][self.fact]
+
+
+class Step(NamedTuple):
+    """One backend call, and the thing that it changes."""
+
+    action: Action
+    thing: Thing

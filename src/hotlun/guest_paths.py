@@ -1,0 +1,174 @@
+r"""Paths inside the guest: their rules, and which are taken.
+
+A guest path is absolute, holds no `..` and no NUL, and is normalised: `//`,
+`.` and a trailing separator make no difference. Linux guests compare them byte
+for byte, Windows guests (`c:\mounts\scsi\m0`, `/` works too) without case.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from typing import TYPE_CHECKING, Final
+
+from hotlun.errors import GuestPathConflictError
+
+if TYPE_CHECKING:
+    from hotlun.backends.base import OSType
+
+DEFAULT_FORMAT: Final[dict[OSType, str]] = {
+    "linux": "/run/mounts/scsi/m%d",
+    "windows": r"c:\mounts\scsi\m%d",
+}
+
+_SEPARATORS: Final[dict[OSType, str]] = {"linux": "/", "windows": "\\"}
+_WINDOWS_ROOT = re.compile(r"[A-Za-z]:[\\/]")
+
+
+def normalise(path: str, os_type: OSType) -> str:
+    """The one spelling of a guest path.
+
+    Raises:
+        ValueError: it is relative, is the root itself, or holds `..` or NUL.
+        TypeError: it is not a string.
+    """
+    if not isinstance(path, str):
+        raise TypeError(f"a guest path is a string: {path!r}")
+    if "\0" in path:
+        raise ValueError(f"a guest path holds no NUL: {path!r}")
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"a guest path is text that UTF-8 can carry: {path!r}") from None
+    if os_type == "windows":
+        if not _WINDOWS_ROOT.match(path):
+            raise ValueError(f"a guest path is absolute, with a drive: {path!r}")
+        root, rest = path[:2], path[2:].replace("/", "\\")
+    else:
+        if not path.startswith("/"):
+            raise ValueError(f"a guest path is absolute: {path!r}")
+        root, rest = "", path
+    separator = _SEPARATORS[os_type]
+    parts = [part for part in rest.split(separator) if part not in ("", ".")]
+    if ".." in parts:
+        raise ValueError(f"a guest path holds no '..': {path!r}")
+    if not parts:
+        raise ValueError(f"nothing can be mounted over the guest's root: {path!r}")
+    return separator.join((root, *parts))
+
+
+class GuestPaths:
+    """Which guest paths are taken, and the next generated one.
+
+    Args:
+        pattern: holds exactly one `%d`; None for the guest's default.
+        os_type: whose path rules hold.
+
+    Raises:
+        ValueError: the pattern has not exactly one `%d`, or is no guest path.
+    """
+
+    def __init__(self, pattern: str | None, os_type: OSType) -> None:
+        if pattern is None:
+            pattern = DEFAULT_FORMAT[os_type]
+        if not isinstance(pattern, str):
+            raise TypeError(f"guest_mount_format is a string with one %d: {pattern!r}")
+        if pattern.count("%") != 1 or "%d" not in pattern:
+            raise ValueError(f"guest_mount_format needs exactly one %d: {pattern!r}")
+        self._os_type = os_type
+        self._pattern = normalise(pattern, os_type)
+        self._taken: dict[str, int | None] = {}
+        """By key; the value is the number it was generated from, if it was."""
+        self._above: dict[str, int] = {}
+        """How many taken paths lie below each folder."""
+        self._fresh = 0
+        self._returned: list[int] = []
+
+    def normalise(self, path: str) -> str:
+        """The one spelling of a guest path; see the function of this name."""
+        return normalise(path, self._os_type)
+
+    def check_free(self, path: str) -> None:
+        """Whether a normalised path can be taken.
+
+        Raises:
+            GuestPathConflictError: it equals, or lies above or below, a taken one.
+        """
+        other = self._collision(path)
+        if other:
+            raise GuestPathConflictError(
+                f"the guest path {path} {other}: choose another, or release that mount first"
+            )
+
+    def generate(self) -> tuple[str, int]:
+        """The generated path with the lowest number that collides with no taken one.
+
+        Raises:
+            GuestPathConflictError: none can ever fit.
+        """
+        skipped: list[int] = []
+        try:
+            # A taken path can block one number, or all of them: so many tries tell.
+            for _ in range(len(self._taken) + 1):
+                number = self._lowest_number()
+                skipped.append(number)
+                path = self._pattern % number
+                if not self._collision(path):
+                    return path, number
+        finally:
+            for number in skipped:
+                heapq.heappush(self._returned, number)
+        raise GuestPathConflictError(
+            f"no path of the form {self._pattern} fits: {path} {self._collision(path)}; "
+            "state a guest_path, or release that mount first"
+        )
+
+    def take(self, path: str, number: int | None = None) -> None:
+        """A normalised, free path is in use from now on; `number` as `generate` gave it."""
+        if number is not None:
+            if self._returned[0] == number:
+                heapq.heappop(self._returned)
+            else:  # lower numbers collide with paths that were stated
+                self._returned.remove(number)
+                heapq.heapify(self._returned)
+        key = self._key(path)
+        self._taken[key] = number
+        for folder in _folders(key, _SEPARATORS[self._os_type]):
+            self._above[folder] = self._above.get(folder, 0) + 1
+
+    def give_back(self, path: str) -> None:
+        """The path is free again."""
+        key = self._key(path)
+        number = self._taken.pop(key)
+        if number is not None:
+            heapq.heappush(self._returned, number)
+        for folder in _folders(key, _SEPARATORS[self._os_type]):
+            self._above[folder] -= 1
+            if not self._above[folder]:
+                del self._above[folder]
+
+    def _lowest_number(self) -> int:
+        if self._returned:
+            return heapq.heappop(self._returned)
+        self._fresh += 1
+        return self._fresh - 1
+
+    def _collision(self, path: str) -> str:
+        key = self._key(path)
+        if key in self._taken:
+            return "is another guest mount's"
+        if key in self._above:
+            return "lies above another guest mount's"
+        for folder in _folders(key, _SEPARATORS[self._os_type]):
+            if folder in self._taken:
+                return f"lies below another guest mount's, {folder}"
+        return ""
+
+    def _key(self, path: str) -> str:
+        return path.casefold() if self._os_type == "windows" else path
+
+
+def _folders(path: str, separator: str) -> list[str]:
+    """The folders above a path, the root left out."""
+    parts = path.split(separator)
+    return [separator.join(parts[:n]) for n in range(2, len(parts))]

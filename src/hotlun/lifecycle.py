@@ -1,0 +1,191 @@
+"""From the facts and wants of one disk to the one next step; pure, the heart.
+
+Everything here is synchronous and does no I/O. Whoever changes a want or a
+fact calls `wants.settle`, which answers whoever can be answered, and then asks
+`next_step` again from the top: nothing is decided on an older view. An undoing
+step is taken only while somebody drives it - a releasing handle, a waiter, or
+nobody owning the thing at all.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from hotlun.errors import OutcomeUnknownError
+from hotlun.facts import TABLE, Action, Fact, Step, Thing
+from hotlun.wants import (
+    DiskState,
+    GrantState,
+    Handle,
+    MountState,
+    Waiter,
+    complete,
+    fail_adding,
+    forget_mount,
+    has_driver,
+    is_granted,
+    is_unharmed,
+    one_each,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+UNDOING: Final = (Action.UNMOUNT, Action.UNPLUG, Action.DETACH, Action.REVOKE)
+"""The order in which a disk is taken away."""
+
+
+def next_step(disk: DiskState) -> Step | None:
+    """The one step to take now; None if there is none, or nobody wants it taken."""
+    if not disk.closing:
+        step = _making_step(disk) or _unmounting_step(disk)
+        if step is not None:
+            return step
+        if any(not handle.is_releasing for handle in disk.handles):
+            return None
+    if not has_driver(disk):
+        return None
+    for action in UNDOING:
+        for thing in _things(disk, action):
+            if thing.allows(action):
+                return Step(action, thing)
+    return None
+
+
+def _making_step(disk: DiskState) -> Step | None:
+    adding = [handle for handle in disk.active if not handle.is_live]
+    for handle in adding:
+        if handle.vm_id and not is_granted(disk, handle.vm_id):
+            return Step(Action.GRANT, disk.grants.get(handle.vm_id) or GrantState(handle.vm_id))
+    if adding and disk.allows(Action.ATTACH):
+        return Step(Action.ATTACH, disk)
+    for handle in adding:
+        if handle.mount is not None and handle.mount.allows(Action.MOUNT):
+            return Step(Action.MOUNT, handle.mount)
+    return None
+
+
+def _unmounting_step(disk: DiskState) -> Step | None:
+    """A guest mount that nobody keeps, on an attachment that others may keep."""
+    if not disk.handles:
+        return None
+    for mount in disk.mounts.values():
+        if not mount.allows(Action.UNMOUNT):
+            continue
+        releasing = sum(handle.mount is mount for handle in disk.active if handle.is_live)
+        waiting = any(waiter.thing is mount for waiter in disk.waiters)
+        kept = len(mount.handles) > releasing
+        orphaned = not mount.handles and not mount.stalled
+        if (mount.closing and waiting) or (not kept and (releasing or orphaned)):
+            return Step(Action.UNMOUNT, mount)
+    return None
+
+
+def _things(disk: DiskState, action: Action) -> Iterable[Thing]:
+    if action is Action.UNMOUNT:
+        return disk.mounts.values()
+    return disk.grants.values() if action is Action.REVOKE else (disk,)
+
+
+def begin(disk: DiskState, step: Step) -> None:
+    """The step is about to be taken: from here on its thing is in teardown, if it undoes."""
+    action, thing = step
+    disk.current = step
+    disk.drivers = ()
+    if action is Action.GRANT and isinstance(thing, GrantState):
+        disk.grants[thing.vm_id] = thing
+        disk.drivers = tuple(h for h in disk.active if not h.is_live and h.vm_id == thing.vm_id)[:1]
+    elif action in UNDOING:
+        thing.closing = True
+        kept = any(not h.is_releasing for h in disk.handles)
+        if len(disk.handles) <= 1 and not kept:
+            disk.closing = True
+        disk.drivers = _drivers(disk, thing)
+
+
+def _drivers(disk: DiskState, thing: Thing) -> tuple[Handle | Waiter, ...]:
+    """The releasing handles that this step is taken for; without any, the waiters."""
+    whole = disk.closing
+
+    def concerns(handle: Handle) -> bool:
+        return whole or handle.mount is thing
+
+    releasing = tuple(h for h in disk.active if h.is_releasing and concerns(h))
+    return releasing or tuple(w for w in disk.waiters if whole or w.thing is thing)
+
+
+def done(disk: DiskState) -> None:
+    """The current step has happened."""
+    action, thing = _finish(disk).step
+    thing.fact = TABLE[thing.kind][thing.fact][action].done
+    thing.reason = ""
+    if action is Action.REVOKE and isinstance(thing, GrantState):
+        del disk.grants[thing.vm_id]
+    elif action is Action.DETACH:
+        disk.vacated = True
+    elif isinstance(thing, MountState) and action is Action.UNMOUNT:
+        for handle in list(thing.handles):
+            del thing.handles[handle]
+            handle.mount = None
+            if len(disk.handles) > 1:
+                complete(handle)
+        forget_mount(disk, thing)
+
+
+class _Finished(NamedTuple):
+    step: Step
+    drivers: tuple[Handle | Waiter, ...]
+
+
+def _finish(disk: DiskState) -> _Finished:
+    assert disk.current is not None  # noqa: S101 - the worker began it
+    finished = _Finished(disk.current, disk.drivers)
+    disk.current = None
+    disk.drivers = ()
+    return finished
+
+
+def called_off(disk: DiskState) -> None:
+    """The current step has not happened, and that is nobody's failure."""
+    _finish(disk)
+
+
+def failed(disk: DiskState, error: BaseException) -> None:
+    """The current step has not happened, or, after `OutcomeUnknownError`, maybe."""
+    (action, thing), drivers = _finish(disk)
+    outcomes = TABLE[thing.kind][thing.fact][action]
+    is_unknown = isinstance(error, OutcomeUnknownError)
+    thing.fact = outcomes.unknown if is_unknown else outcomes.failed
+    thing.reason = f"{action} {'may not have happened' if is_unknown else 'failed'}: {error}"
+    if action is Action.GRANT:
+        fail_adding(disk, (h for h in drivers if isinstance(h, Handle)), error, None)
+        if thing.fact is Fact.NO and isinstance(thing, GrantState):
+            del disk.grants[thing.vm_id]
+    elif action is Action.ATTACH:
+        disk.closing = True
+        disk.vacated = not is_unknown
+        fail_adding(disk, list(disk.active), error, None)
+    elif action is Action.MOUNT and isinstance(thing, MountState):
+        thing.closing = is_unknown
+        fail_adding(disk, list(thing.handles), error, thing if is_unknown else None)
+    else:
+        _fail_undoing(disk, thing, drivers, error)
+
+
+def _fail_undoing(
+    disk: DiskState, thing: Thing, drivers: tuple[Handle | Waiter, ...], error: BaseException
+) -> None:
+    if isinstance(thing, MountState):
+        thing.closing = thing.fact is Fact.MAYBE or not thing.handles
+        thing.stalled = not thing.handles
+    if disk.closing and is_unharmed(disk):
+        disk.closing = False
+    if not disk.handles:
+        disk.stalled = True
+    errors = one_each(error)
+    for driver in drivers:
+        shares_again = isinstance(driver, Waiter) and not (disk.closing or driver.thing.closing)
+        if driver.answer is not None and not driver.answer.done() and not shares_again:
+            driver.answer.set_exception(next(errors))
+    for failure in disk.failures:
+        failure.error.add_note(f"then, cleaning up, {thing.reason}")

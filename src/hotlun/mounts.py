@@ -1,0 +1,103 @@
+"""The table of guest mounts: who may share one, their paths, and conflicts.
+
+The twin of `attachments`. Guest mounts of one disk are the same when their
+configs are equal; two that overlap live side by side unless one may format.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hotlun.errors import DiskConflictError
+from hotlun.guest_paths import GuestPaths
+from hotlun.wants import MountState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hotlun.backends.base import OSType
+    from hotlun.model import Disk, MountConfig
+    from hotlun.wants import DiskState
+
+
+class MountTable:
+    """The guest mounts of one VM.
+
+    Args:
+        pattern: for generated guest paths, with exactly one `%d`; None for the default.
+        os_type: whose path rules hold.
+    """
+
+    def __init__(self, pattern: str | None, os_type: OSType) -> None:
+        self._paths = GuestPaths(pattern, os_type)
+
+    def normalise(self, path: str) -> str:
+        """The one spelling of a guest path.
+
+        Raises:
+            ValueError: it is none.
+        """
+        return self._paths.normalise(path)
+
+    def find(self, state: DiskState, config: MountConfig) -> MountState | None:
+        """The guest mount of the disk that has this config, or one that overlaps and is in the way.
+
+        Only one with an equal config can be shared; another is in teardown,
+        or owned by nobody, and has to be waited for.
+
+        Raises:
+            DiskConflictError: one overlaps, is in use, and one of the two may format.
+        """
+        same = state.mounts.get(config)
+        if same is not None:
+            return same
+        for mount in state.mounts.values():
+            formats = config.may_format or mount.config.may_format
+            if not (formats and mount.config.overlaps(config)):
+                continue
+            if mount.closing or not mount.handles:
+                return mount
+            attachment = state.attachment
+            raise DiskConflictError(
+                f"disk {attachment.disk} at slot {attachment.slot} is mounted at {mount.path}, and "
+                f"{'this request' if config.may_format else 'that mount'} may format the same "
+                "sectors: ask for the same mount, or release that one first",
+                operation="mount",
+                slot=attachment.slot,
+                disk=attachment.disk,
+            )
+        return None
+
+    def check_free(self, path: str) -> None:
+        """Whether a normalised path can be taken.
+
+        Raises:
+            GuestPathConflictError: it collides with another guest mount's.
+        """
+        self._paths.check_free(path)
+
+    def plan(
+        self,
+        disk: Disk,
+        config: MountConfig,
+        path: str,
+        check: Callable[[Disk, MountConfig, str], None],
+    ) -> MountState:
+        """A new guest mount at a normalised path, or at a generated one if it is empty.
+
+        Raises:
+            GuestPathConflictError: the path collides, or no generated one ever fits.
+            UnsupportedError: from `check`; nothing is changed then.
+        """
+        number = None
+        if path:
+            self._paths.check_free(path)
+        else:
+            path, number = self._paths.generate()
+        check(disk, config, path)
+        self._paths.take(path, number)
+        return MountState(config, path)
+
+    def remove(self, mount: MountState) -> None:
+        """The guest mount is gone; its path is free."""
+        self._paths.give_back(mount.path)

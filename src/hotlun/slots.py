@@ -1,0 +1,108 @@
+"""Which slot is free, taken, reserved or quarantined. Lowest first."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from hotlun.errors import NoAvailableLocationError
+from hotlun.model import Attachment, GuestMount, Slot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+
+class SlotState(StrEnum):
+    """What may be done with a slot."""
+
+    FREE = "free"
+    TAKEN = "taken"
+    RESERVED = "reserved"
+    """Somebody else's: never given out and never detached."""
+    QUARANTINED = "quarantined"
+    """Holds what nobody owns and what could not be undone; given to no other disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotStatus:
+    """A snapshot of one slot.
+
+    `holders` counts the Mounts on it; `reason` says why a slot is reserved or
+    quarantined, or what went wrong last on a taken one.
+    """
+
+    slot: Slot
+    state: SlotState
+    attachment: Attachment | None = None
+    guest_mounts: tuple[GuestMount, ...] = ()
+    holders: int = 0
+    reason: str = ""
+
+
+class SlotTable:
+    """The slots of a VM: controller 0 LUN 0, 1, 2... then controller 1.
+
+    Args:
+        controllers: how many the VM has.
+        luns: how many LUNs each of them has.
+        usable_controllers: how many of them the guest can use; None for all.
+    """
+
+    def __init__(self, controllers: int, luns: int, usable_controllers: int | None = None) -> None:
+        self._controllers = controllers
+        self._luns = luns
+        usable = controllers if usable_controllers is None else usable_controllers
+        self._end = min(controllers, usable) * luns
+        self._fresh = 0
+        """The lowest index that was never given out."""
+        self._returned: list[int] = []
+        """A heap of the indices given back."""
+        self._reserved: dict[int, str] = {}
+
+    def __iter__(self) -> Iterator[Slot]:
+        return (Slot(*divmod(i, self._luns)) for i in range(self._controllers * self._luns))
+
+    def __contains__(self, slot: Slot) -> bool:
+        return slot.controller < self._controllers and slot.lun < self._luns
+
+    def reserve(self, slots: Iterable[Slot], reason: str) -> None:
+        """Give these out to nobody, ever. Slots that the table does not have are ignored."""
+        for slot in slots:
+            if slot in self:
+                self._reserved.setdefault(self._index(slot), reason)
+
+    def reserved(self, slot: Slot) -> str | None:
+        """Why the slot is given to nobody, or None."""
+        index = self._index(slot)
+        if index >= self._end:
+            return "the guest cannot use this controller"
+        return self._reserved.get(index)
+
+    def take(self) -> Slot:
+        """The lowest free slot.
+
+        Raises:
+            NoAvailableLocationError: there is none.
+        """
+        while self._returned:
+            index = heapq.heappop(self._returned)
+            if index not in self._reserved:
+                return Slot(*divmod(index, self._luns))
+        while self._fresh < self._end:
+            index = self._fresh
+            self._fresh += 1
+            if index not in self._reserved:
+                return Slot(*divmod(index, self._luns))
+        raise NoAvailableLocationError(
+            f"all {self._end} slots that the guest can use are taken, reserved or quarantined: "
+            "release a disk, or start the VM with more controllers"
+        )
+
+    def give_back(self, slot: Slot) -> None:
+        """The slot is free again."""
+        heapq.heappush(self._returned, self._index(slot))
+
+    def _index(self, slot: Slot) -> int:
+        return slot.controller * self._luns + slot.lun

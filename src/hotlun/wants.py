@@ -1,0 +1,323 @@
+"""Who wants a disk: the handles on it, those who wait for a teardown, and their answers.
+
+A handle is adding, live or releasing. A waiter cannot begin before a teardown
+is over, and drives it meanwhile. Each waits for an answer of its own; one whose
+answer is done (cancelled, say) wants nothing any more. `settle` answers
+everyone who can be answered by the facts as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Protocol
+
+from hotlun.errors import BackendError
+from hotlun.facts import Fact, Kind, Thing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from hotlun.facts import Step
+    from hotlun.model import Attachment, MountConfig, Slot
+
+
+class Answer(Protocol):
+    """Where a caller waits; an `asyncio.Future` is one."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: None, /) -> None: ...
+    def set_exception(self, exception: BaseException, /) -> None: ...
+
+
+class GrantState(Thing):
+    """The access of one VM to the disk."""
+
+    __slots__ = ("vm_id",)
+
+    def __init__(self, vm_id: str) -> None:
+        super().__init__(Kind.GRANT)
+        self.vm_id = vm_id
+
+
+class MountState(Thing):
+    """One guest mount of the disk, and who holds it."""
+
+    __slots__ = ("config", "handles", "path")
+
+    def __init__(self, config: MountConfig, path: str) -> None:
+        super().__init__(Kind.GUEST_MOUNT)
+        self.config = config
+        self.path = path
+        self.handles: dict[Handle, None] = {}
+
+
+class DiskState(Thing):
+    """The attachment of a disk with all that hangs on it.
+
+    The manager reads and clears `left`, `unmounted` and `vacated` after each
+    `settle`, and drops the disk once it `is_gone`.
+    """
+
+    __slots__ = (
+        "active",
+        "attachment",
+        "current",
+        "drivers",
+        "failures",
+        "grants",
+        "handles",
+        "is_gone",
+        "left",
+        "mounts",
+        "slot",
+        "unmounted",
+        "vacated",
+        "waiters",
+        "working",
+    )
+
+    def __init__(self, attachment: Attachment) -> None:
+        super().__init__(Kind.ATTACHMENT)
+        self.attachment = attachment
+        self.slot: Slot | None = attachment.slot
+        """The slot it holds; None when the slot is given back."""
+        self.grants: dict[str, GrantState] = {}
+        self.mounts: dict[MountConfig, MountState] = {}
+        self.handles: dict[Handle, None] = {}
+        self.active: dict[Handle, None] = {}
+        """The handles among them that wait for an answer."""
+        self.waiters: list[Waiter] = []
+        self.failures: list[Failure] = []
+        self.current: Step | None = None
+        self.drivers: tuple[Handle | Waiter, ...] = ()
+        """Who gets the error if the current step fails; nobody owns it if empty."""
+        self.working = False
+        """A worker is on it."""
+        self.is_gone = False
+        self.vacated = False
+        self.left: list[Handle] = []
+        self.unmounted: list[MountState] = []
+
+
+class Handle:
+    """One holder of references: an add that is under way, or the Mount it became."""
+
+    __slots__ = ("answer", "disk", "is_gone", "is_live", "mount", "vm_id")
+
+    def __init__(self, disk: DiskState, mount: MountState | None, vm_id: str) -> None:
+        self.disk = disk
+        self.mount = mount
+        self.vm_id = vm_id
+        self.answer: Answer | None = None
+        self.is_live = False
+        self.is_gone = False
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.answer is not None and not self.answer.done()
+
+    @property
+    def is_releasing(self) -> bool:
+        return self.is_live and self.is_waiting
+
+
+class Waiter:
+    """A caller that cannot begin before a teardown is over, and drives it meanwhile."""
+
+    __slots__ = ("answer", "thing")
+
+    def __init__(self, answer: Answer, thing: DiskState | MountState) -> None:
+        self.answer = answer
+        self.thing = thing
+
+
+class Failure:
+    """An add that failed, kept until the clean-up has had its say (as notes on the error)."""
+
+    __slots__ = ("answer", "error", "mount")
+
+    def __init__(self, answer: Answer, error: BaseException, mount: MountState | None) -> None:
+        self.answer = answer
+        self.error = error
+        self.mount = mount
+
+
+def join(disk: DiskState, mount: MountState | None, vm_id: str, answer: Answer) -> Handle:
+    """Register an add on the disk: a reference on the attachment and one on the guest mount."""
+    handle = Handle(disk, mount, vm_id)
+    handle.answer = answer
+    disk.handles[handle] = None
+    disk.active[handle] = None
+    if mount is not None:
+        disk.mounts.setdefault(mount.config, mount)
+        mount.handles[handle] = None
+    return handle
+
+
+def ask_release(handle: Handle, answer: Answer) -> None:
+    """The handle wants to give its references back."""
+    handle.answer = answer
+    handle.disk.active[handle] = None
+
+
+def wait_for(thing: DiskState | MountState, disk: DiskState, answer: Answer) -> None:
+    """Wait until the thing's teardown is over, or is called off; drive it meanwhile."""
+    disk.waiters.append(Waiter(answer, thing))
+
+
+def drop(handle: Handle) -> None:
+    """Take the handle's references away, whatever it was after."""
+    disk = handle.disk
+    handle.is_gone = True
+    disk.handles.pop(handle, None)
+    disk.active.pop(handle, None)
+    if handle.mount is not None:
+        handle.mount.handles.pop(handle, None)
+        handle.mount = None
+    disk.left.append(handle)
+
+
+def retry_orphans(disk: DiskState) -> None:
+    """Let the clean-up of guest mounts that nobody owns be tried once more."""
+    for mount in disk.mounts.values():
+        mount.stalled = False
+
+
+def halt(disk: DiskState) -> None:
+    """Begin no undoing step on nobody's behalf any more."""
+    disk.stalled = True
+    for mount in disk.mounts.values():
+        mount.stalled = True
+
+
+def settle(disk: DiskState) -> None:
+    """Answer everyone who can be answered by the facts as they are."""
+    if disk.active:
+        _settle_handles(disk)
+    for mount in [m for m in disk.mounts.values() if m.fact is Fact.NO and not m.handles]:
+        if disk.current is None or disk.current.thing is not mount:
+            forget_mount(disk, mount)
+    if disk.current is None:
+        if disk.closing and is_unharmed(disk) and not has_driver(disk):
+            disk.closing = False
+        disk.is_gone = (
+            disk.fact is Fact.NO and not disk.grants and (disk.closing or not disk.handles)
+        )
+    if disk.is_gone:
+        disk.vacated = True
+        for handle in list(disk.handles):
+            complete(handle)
+    if disk.failures:
+        disk.failures = [f for f in disk.failures if not _answer_failure(disk, f)]
+    if disk.waiters:
+        disk.waiters = [w for w in disk.waiters if not _answer_waiter(disk, w)]
+
+
+def _settle_handles(disk: DiskState) -> None:
+    for handle in list(disk.active):
+        if not handle.is_waiting:  # its caller was cancelled
+            if handle.is_live:
+                del disk.active[handle]
+            else:
+                drop(handle)
+    for handle in list(disk.active):
+        mount = handle.mount
+        if not handle.is_live:
+            if (
+                disk.fact is Fact.YES
+                and (mount is None or mount.fact is Fact.YES)
+                and (not handle.vm_id or is_granted(disk, handle.vm_id))
+            ):
+                handle.is_live = True
+                del disk.active[handle]
+                _resolve(handle.answer)
+            continue
+        if mount is not None and len(mount.handles) > 1:
+            del mount.handles[handle]
+            handle.mount = mount = None
+        if mount is None and len(disk.handles) > 1:
+            complete(handle)
+
+
+def is_granted(disk: DiskState, vm_id: str) -> bool:
+    grant = disk.grants.get(vm_id)
+    return grant is not None and grant.fact is Fact.YES
+
+
+def complete(handle: Handle) -> None:
+    drop(handle)
+    _resolve(handle.answer)
+
+
+def _resolve(answer: Answer | None) -> None:
+    if answer is not None and not answer.done():
+        answer.set_result(None)
+
+
+def forget_mount(disk: DiskState, mount: MountState) -> None:
+    del disk.mounts[mount.config]
+    disk.unmounted.append(mount)
+
+
+def has_driver(disk: DiskState) -> bool:
+    return (
+        bool(disk.waiters)
+        or any(handle.is_releasing for handle in disk.active)
+        or not (disk.handles or disk.stalled)
+    )
+
+
+def is_unharmed(disk: DiskState) -> bool:
+    """Has an owner, and its teardown did nothing yet that cannot be shared."""
+    return (
+        disk.fact is Fact.YES
+        and bool(disk.handles)
+        and all(mount.fact is not Fact.MAYBE for mount in disk.mounts.values())
+    )
+
+
+def _answer_failure(disk: DiskState, failure: Failure) -> bool:
+    mount = failure.mount
+    if mount is not None and disk.mounts.get(mount.config) is mount and not mount.stalled:
+        return False
+    if not (disk.handles or disk.is_gone or disk.stalled):
+        return False
+    if not failure.answer.done():
+        failure.answer.set_exception(failure.error)
+    return True
+
+
+def _answer_waiter(disk: DiskState, waiter: Waiter) -> bool:
+    thing = waiter.thing
+    if isinstance(thing, MountState):
+        is_held = bool(thing.handles) and not thing.closing
+        over = disk.mounts.get(thing.config) is not thing or is_held
+    else:
+        over = bool(disk.handles) and not disk.closing
+    if over or disk.is_gone:
+        _resolve(waiter.answer)
+    return waiter.answer.done()
+
+
+def fail_adding(
+    disk: DiskState, handles: Iterable[Handle], error: BaseException, mount: MountState | None
+) -> None:
+    errors = one_each(error)
+    for handle in handles:
+        if handle.is_waiting and not handle.is_live and handle.answer is not None:
+            disk.failures.append(Failure(handle.answer, next(errors), mount))
+            drop(handle)
+
+
+def one_each(error: BaseException) -> Iterator[BaseException]:
+    """The error itself for the first, then copies chained to it: nobody shares an object."""
+    yield error
+    while True:
+        try:
+            own = copy.copy(error)
+        except Exception:
+            own = BackendError(f"{type(error).__name__}: {error}")
+        own.__cause__ = error
+        if hasattr(error, "__notes__"):
+            own.__notes__ = list(error.__notes__)
+        yield own
