@@ -17,6 +17,7 @@ an AssertionError.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -69,6 +70,8 @@ class _Script:
         """Every call so far, oldest first."""
         self.violations: list[str] = []
         """What was asked for and can never be right."""
+        self.effects: Counter[str] = Counter()
+        """How many calls of each operation changed something."""
         self._delay = delay
         self._faults: dict[str, list[_Fault]] = {}
 
@@ -86,6 +89,10 @@ class _Script:
         gate = Gate()
         self._add(operation, _Fault(at, gate=gate))
         return gate
+
+    def clear_faults(self) -> None:
+        """Forget the faults whose call has not come yet."""
+        self._faults.clear()
 
     def count(self, operation: str) -> int:
         """How many calls of this operation have come."""
@@ -174,6 +181,7 @@ class MemoryHostBackend(_Script):
             raise self._violated(f"one disk attached twice: {attachment.disk}")
         self.attached[attachment.slot] = attachment
         self._disks.add(str(attachment.disk))
+        self.effects["attach"] += 1
         if lost is not None:
             raise lost
 
@@ -185,12 +193,15 @@ class MemoryHostBackend(_Script):
                     raise self._violated(f"a detach of what the guest still holds: {attachment}")
             del self.attached[attachment.slot]
             self._disks.remove(str(attachment.disk))
+            self.effects["detach"] += 1
         if lost is not None:
             raise lost
 
     async def grant_access(self, disk: Disk, vm_id: str) -> None:
         lost = await self._enter(Call("grant_access", (disk, vm_id)))
-        self.granted.add((str(disk), vm_id))
+        if (str(disk), vm_id) not in self.granted:
+            self.granted.add((str(disk), vm_id))
+            self.effects["grant_access"] += 1
         if lost is not None:
             raise lost
 
@@ -198,7 +209,9 @@ class MemoryHostBackend(_Script):
         lost = await self._enter(Call("revoke_access", (disk, vm_id)))
         if str(disk) in self._disks:
             raise self._violated(f"a revoke while the disk is attached: {disk} for {vm_id}")
-        self.granted.discard((str(disk), vm_id))
+        if (str(disk), vm_id) in self.granted:
+            self.granted.remove((str(disk), vm_id))
+            self.effects["revoke_access"] += 1
         if lost is not None:
             raise lost
 
@@ -259,6 +272,7 @@ class MemoryGuestBackend(_Script):
             raise self._violated(f"the same mount twice: {mount}")
         configs.add(mount.config)
         self.mounted[mount.path] = mount
+        self.effects["mount"] += 1
         self.plugged.add(attachment.serial)
         if lost is not None:
             raise lost
@@ -268,14 +282,18 @@ class MemoryGuestBackend(_Script):
         if self.mounted.get(mount.path) == mount:
             del self.mounted[mount.path]
             self._configs[mount.attachment.serial].remove(mount.config)
+            self.effects["unmount"] += 1
         if lost is not None:
             raise lost
 
     async def unplug(self, attachment: Attachment) -> None:
         lost = await self._enter(Call("unplug", attachment))
-        if self._configs.pop(attachment.serial, None):
+        if self._configs.get(attachment.serial):
             raise self._violated(f"an unplug while something is mounted: {attachment}")
-        self._unplugged.add(attachment.serial)
+        if attachment.serial not in self._unplugged:
+            self._unplugged.add(attachment.serial)
+            self.effects["unplug"] += 1
+        self._configs.pop(attachment.serial, None)
         self.plugged.discard(attachment.serial)
         if lost is not None:
             raise lost
