@@ -66,7 +66,8 @@ class Peer:
     Args:
         path: the unix socket to make.
         features: those of our extension that its greeting lists.
-        greeting: the answer to Negotiate; None leaves Negotiate to the test.
+        greeting: the answer to Negotiate, instead of one that lists the features.
+        greets: False leaves Negotiate to the test.
         before_greeting: bytes that come before the answer.
         react: called with each request, its frames are sent; None leaves requests to the test.
     """
@@ -100,8 +101,12 @@ class Peer:
         self._server = await asyncio.start_unix_server(self._serve, self.path)
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    def stop_listening(self) -> None:
+        """Take no more clients."""
         self._server.close()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.stop_listening()
         for link in self.links:
             link.hang_up()
         for task in self._tasks:

@@ -76,8 +76,8 @@ class BridgeConnection:
         self._writer: asyncio.StreamWriter | None = None
         self._receiver: asyncio.Task[None] | None = None
         self._entered = False
-        self._lost = "it has not been entered with `async with` yet"
-        self._capabilities: messages.Capabilities | None = None
+        self._lost = "it has not been entered with `async with` yet"  # why not; "" while open
+        self._capabilities: messages.Capabilities | None = None  # None until negotiated
 
     @classmethod
     def connect_unix(
@@ -219,7 +219,12 @@ class BridgeConnection:
                 more bytes, or the document cannot be sent.
             OutcomeUnknownError: it was sent, and no answer that can be read came in time.
         """
+        if self._capabilities is None:
+            raise self._closed_error(f"a {type_name(kind)} was not sent")
         timeout = self._request_timeout if timeout is None else timeout
+        return await self._exchange(kind, document, timeout)
+
+    async def _exchange(self, kind: int, document: Mapping[str, Any], timeout: float) -> Response:
         deadline = time.monotonic() + timeout
         name = type_name(kind)
         number, self._next_id = self._next_id, self._next_id + 1
@@ -285,7 +290,7 @@ class BridgeConnection:
         return self._writer
 
     def _closed_error(self, what: str) -> BackendError:
-        reason = self._lost or "it is open already"
+        reason = self._lost or "it has not been left"
         return BackendError(
             f"{what}: the connection to {self._peer} cannot be used ({reason}); "
             "open a new BridgeConnection",
@@ -313,7 +318,7 @@ class BridgeConnection:
     async def _handshake(self, kind: MessageType, document: Mapping[str, Any]) -> Response:
         """One step of the greeting. A system that exists already is one met again."""
         try:
-            answer = await self.request(kind, document, timeout=self._timeout)
+            answer = await self._exchange(kind, document, self._timeout)
         except OutcomeUnknownError as error:
             raise _handshake_error(self._peer, error.detail) from error
         met_again = kind is MessageType.CREATE and (
