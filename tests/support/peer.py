@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self, TYPE_CHECKING
 
 from hotlun.bridge import messages
-from hotlun.bridge.frames import Frame, FrameDecoder, encode
+from hotlun.bridge.frames import encode, Frame, FrameDecoder
 from hotlun.bridge.messages import MessageType
 
 if TYPE_CHECKING:

@@ -1,0 +1,182 @@
+"""Disks mounted and unmounted by the agent in the guest, over the bridge.
+
+What the guest answers is one of three: 0 is done; a failure code is not done,
+with the guest's words; no answer, or one that says neither, is unknown. An agent
+that would do less than it was asked, without a word, is not asked: which agent it
+is shows in the features that it announced.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from hotlun.backends import requests
+from hotlun.bridge.messages import (
+    code_name,
+    FEATURE_FILESYSTEMS,
+    FEATURE_OPTIONS,
+    HResult,
+    is_failure,
+)
+from hotlun.errors import BackendError, OutcomeUnknownError, UnsupportedError
+
+if TYPE_CHECKING:
+    from hotlun.backends.base import OSType
+    from hotlun.bridge.client import BridgeConnection
+    from hotlun.model import Attachment, Disk, GuestMount, MountConfig
+
+_log = logging.getLogger(__name__)
+
+_PROPAGATIONS = frozenset(
+    ("private", "shared", "slave", "unbindable", "rprivate", "rshared", "rslave", "runbindable")
+)
+"""The only options that the original agent applies."""
+
+_ADVICE_BY_CODE: dict[int, str] = {
+    HResult.NOT_IMPLEMENTED: "the agent does not know this request: it is too old",
+    HResult.UNKNOWN_MESSAGE: "the agent does not know this request: it is too old",
+    HResult.INVALID_JSON: "the agent does not understand the request: its version does not fit",
+    HResult.INVALID_STATE: "something in the guest still uses it: stop that and try again",
+    HResult.TIMEOUT: "the device did not come or go in time: is the guest very busy?",
+}
+_ADVICE_BY_OPERATION = {
+    "mount": "check partition, filesystem and options; the guest's kernel log may say more",
+    "unmount": "if something in the guest still uses it, stop that; then release again",
+    "unplug": "if something in the guest still uses it, stop that; then release again",
+}
+"""For all other codes: the original agent says FAIL to nearly everything."""
+
+
+class BridgeGuestBackend:
+    """A `GuestBackend` over a connection that somebody else opens and closes.
+
+    Args:
+        connection: an entered `BridgeConnection`.
+        os_type: `"linux"` or `"windows"`: whose documents are sent.
+        timeout: seconds for each request; None for the connection's own.
+
+    Raises:
+        ValueError: another `os_type`.
+    """
+
+    def __init__(
+        self, connection: BridgeConnection, os_type: OSType, *, timeout: float | None = None
+    ) -> None:
+        if os_type not in requests.CONTROLLERS:
+            raise ValueError(f"a guest's os_type is 'linux' or 'windows', not {os_type!r}")
+        self._connection = connection
+        self._timeout = timeout
+        self.os_type: OSType = os_type
+        self.controllers = requests.CONTROLLERS[os_type]
+
+    def check(self, disk: Disk, config: MountConfig, path: str) -> None:
+        """Refuse what this guest cannot do, or would do only in part.
+
+        Raises:
+            UnsupportedError: that, naming what cannot be done.
+            BackendError: the connection has never been entered, so nobody knows.
+        """
+        requests.check(disk, config, path, self.os_type)
+
+        def refuse(problem: str) -> UnsupportedError:
+            return UnsupportedError(
+                f"cannot mount {disk} at {path!r}: {problem}", operation="mount", disk=disk
+            )
+
+        for name in ("encrypted", "preserve_data"):
+            if getattr(config, name):
+                raise refuse(f"{name} is not supported yet; leave it out of the config")
+        if self._connection.os_type != self.os_type:
+            raise refuse(
+                f"the guest says that it runs {self._connection.os_type}, and this backend was "
+                f"made for {self.os_type}: make it for the right one"
+            )
+        features = self._connection.features
+        dropped = [option for option in config.options if option not in _PROPAGATIONS]
+        if dropped and FEATURE_OPTIONS not in features:
+            raise refuse(
+                f"this guest's agent would ignore the options {', '.join(dropped)}; "
+                "run hotlun's agent in the guest, or leave them out"
+            )
+        if (
+            config.ensure_filesystem
+            and config.filesystem != "ext4"
+            and FEATURE_FILESYSTEMS not in features
+        ):
+            raise refuse(
+                f"this guest's agent would format over a {config.filesystem} that is already "
+                "there; run hotlun's agent in the guest, or mount without ensure_filesystem"
+            )
+
+    async def mount(self, mount: GuestMount) -> None:
+        """Mount (a partition of) the attachment at the guest path.
+
+        Raises:
+            UnsupportedError: as `check`, or a slot that the guest cannot be told of.
+            BackendError: the guest refused, or could not be asked.
+            OutcomeUnknownError: it was asked, and no telling answer came.
+        """
+        self.check(mount.attachment.disk, mount.config, mount.path)
+        request = requests.mount_request(mount, self.os_type)
+        await self._send("mount", request, mount.attachment, f" at {mount.path!r}")
+
+    async def unmount(self, mount: GuestMount) -> None:
+        """Undo `mount`. Raises as `mount` does."""
+        request = requests.unmount_request(mount, self.os_type)
+        await self._send("unmount", request, mount.attachment, f" from {mount.path!r}")
+
+    async def unplug(self, attachment: Attachment) -> None:
+        """Have the guest let go of the device. Windows needs no telling. Raises as `mount` does."""
+        request = requests.unplug_request(attachment, self.os_type)
+        if request is not None:
+            await self._send("unplug", request, attachment, "")
+
+    async def _send(
+        self, operation: str, request: requests.Request, attachment: Attachment, where: str
+    ) -> None:
+        slot, disk = attachment.slot, attachment.disk
+        what = f"{operation} {disk} (slot {slot}){where}"
+        _log.debug("%s, serial %s", what, attachment.serial)
+        try:
+            answer = await self._connection.modify(request, timeout=self._timeout)
+        except OutcomeUnknownError as error:
+            raise OutcomeUnknownError(
+                f"no telling whether the guest did {what}: {error}",
+                operation=operation,
+                slot=slot,
+                disk=disk,
+                code=error.code,
+                detail=error.detail,
+            ) from error
+        except BackendError as error:
+            raise BackendError(
+                f"the guest was not asked to {what}: {error}",
+                operation=operation,
+                slot=slot,
+                disk=disk,
+                code=error.code,
+                detail=error.detail,
+            ) from error
+        if answer.code == HResult.OK:
+            return
+        words = f"{answer.text or 'no reason given'} [{code_name(answer.code)}]"
+        if not is_failure(answer.code):
+            raise OutcomeUnknownError(
+                f"no telling whether the guest did {what}: it answered neither success nor "
+                f"failure, {words}; look in the guest",
+                operation=operation,
+                slot=slot,
+                disk=disk,
+                code=answer.code,
+                detail=answer.text,
+            )
+        advice = _ADVICE_BY_CODE.get(answer.code, _ADVICE_BY_OPERATION[operation])
+        raise BackendError(
+            f"the guest did not {what}: {words}; {advice}",
+            operation=operation,
+            slot=slot,
+            disk=disk,
+            code=answer.code,
+            detail=answer.text,
+        )

@@ -1,0 +1,323 @@
+"""The guest backend over the bridge: what it sends, what it refuses, what it makes of answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager
+from typing import Any, TYPE_CHECKING
+
+import pytest
+from support.peer import DEADLINE, Peer
+
+from hotlun.backends import base, requests
+from hotlun.backends.bridge import BridgeGuestBackend
+from hotlun.bridge import messages
+from hotlun.bridge.client import BridgeConnection
+from hotlun.bridge.messages import HResult
+from hotlun.errors import BackendError, OutcomeUnknownError, UnsupportedError
+from hotlun.model import Attachment, Disk, DiskKind, GuestMount, MountConfig, Slot
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+    from hotlun.backends.base import OSType
+    from hotlun.errors import HotlunError
+
+OURS = (messages.FEATURE_OPTIONS, messages.FEATURE_FILESYSTEMS)
+
+DISK = Disk("/srv/data.vhdx", DiskKind.VIRTUAL_DISK)
+ATTACHMENT = Attachment(Slot(1, 2), DISK, "h7")
+
+
+def mounted(path: str = "/mnt/data", slot: Slot | None = None, **config: Any) -> GuestMount:
+    attachment = ATTACHMENT if slot is None else Attachment(slot, DISK, "h7")
+    return GuestMount(attachment, path, MountConfig(**config))
+
+
+@asynccontextmanager
+async def guest(
+    tmp_path: Path,
+    os_type: OSType = "linux",
+    *,
+    features: tuple[str, ...] = OURS,
+    says: str | None = None,
+    timeout: float = DEADLINE,
+) -> AsyncIterator[tuple[Peer, BridgeGuestBackend]]:
+    """A backend of `os_type`, connected to a scripted agent that says it runs `says`."""
+    greeting = messages.negotiate_response(list(features))
+    greeting["Capabilities"]["RuntimeOsType"] = os_type.title() if says is None else says
+    async with Peer(tmp_path / "agent.sock", greeting=greeting) as peer:
+        connection = BridgeConnection.connect_unix(peer.path, timeout=DEADLINE)
+        async with connection:
+            yield peer, BridgeGuestBackend(connection, os_type, timeout=timeout)
+
+
+OPERATIONS: dict[str, Callable[[BridgeGuestBackend], Awaitable[None]]] = {
+    "mount": lambda backend: backend.mount(mounted()),
+    "unmount": lambda backend: backend.unmount(mounted()),
+    "unplug": lambda backend: backend.unplug(ATTACHMENT),
+}
+
+
+def start(backend: BridgeGuestBackend, operation: str) -> asyncio.Future[None]:
+    return asyncio.ensure_future(OPERATIONS[operation](backend))
+
+
+def concerns(error: HotlunError, operation: str) -> bool:
+    return (error.operation, error.slot, error.disk) == (operation, Slot(1, 2), DISK)
+
+
+async def test_it_is_a_guest_backend(tmp_path: Path) -> None:
+    """The three methods, its system, and how many controllers it can use."""
+    async with guest(tmp_path) as (_, backend):
+        assert isinstance(backend, base.GuestBackend)
+        assert (base.os_type(backend), base.usable_controllers(backend)) == ("linux", 4)
+    async with guest(tmp_path, "windows") as (_, backend):
+        assert (base.os_type(backend), base.usable_controllers(backend)) == ("windows", 1)
+
+
+async def test_another_system_is_a_value_error(tmp_path: Path) -> None:
+    """There are documents for two."""
+    connection = BridgeConnection.connect_unix(tmp_path / "agent.sock")
+    with pytest.raises(ValueError, match="'linux' or 'windows'"):
+        BridgeGuestBackend(connection, "plan9")  # type: ignore[arg-type]
+
+
+async def test_mount_unmount_unplug_on_linux(tmp_path: Path) -> None:
+    """One modify request each, with the documents of `requests`; success returns nothing."""
+    mount = mounted(options=["noatime", "rshared"], filesystem="xfs", ensure_filesystem=True)
+    async with guest(tmp_path) as (peer, backend):
+        for call, request in (
+            (backend.mount(mount), requests.mount_request(mount, "linux")),
+            (backend.unmount(mount), requests.unmount_request(mount, "linux")),
+            (backend.unplug(ATTACHMENT), requests.unplug_request(ATTACHMENT, "linux")),
+        ):
+            task = asyncio.ensure_future(call)
+            received = await peer.call()
+            assert request is not None
+            assert received.frame.type == messages.MessageType.MODIFY_SETTINGS
+            assert received.frame.payload == messages.encode_request(
+                messages.modify_request(request)
+            )
+            await received.reply()
+            await task
+
+
+async def test_mount_unmount_unplug_on_windows(tmp_path: Path) -> None:
+    """Unplug sends nothing: Windows needs no telling."""
+    mount = mounted(r"c:\mounts\scsi\m0", Slot(0, 2))
+    async with guest(tmp_path, "windows", features=()) as (peer, backend):
+        for call, request in (
+            (backend.mount(mount), requests.mount_request(mount, "windows")),
+            (backend.unmount(mount), requests.unmount_request(mount, "windows")),
+        ):
+            task = asyncio.ensure_future(call)
+            received = await peer.call()
+            assert received.document["Request"] == request
+            await received.reply()
+            await task
+        await backend.unplug(mount.attachment)
+        assert len(peer.calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (
+            {"encrypted": True, "ensure_filesystem": True, "filesystem": "xfs"},
+            "encrypted is not supported yet",
+        ),
+        (
+            {"preserve_data": True, "ensure_filesystem": True, "filesystem": "ext4"},
+            "preserve_data is not supported yet",
+        ),
+    ],
+)
+async def test_not_supported_yet(tmp_path: Path, config: dict[str, Any], words: str) -> None:
+    """From any agent, before anything is sent."""
+    async with guest(tmp_path) as (peer, backend):
+        with pytest.raises(UnsupportedError, match=words) as caught:
+            backend.check(DISK, MountConfig(**config), "/mnt/data")
+        assert caught.value.disk == DISK
+        with pytest.raises(UnsupportedError, match=words):
+            await backend.mount(mounted(**config))
+        assert peer.calls == []
+
+
+@pytest.mark.parametrize(
+    ("config", "feature"),
+    [
+        ({"options": ["noatime"]}, messages.FEATURE_OPTIONS),
+        ({"options": ["rshared", "data=ordered"]}, messages.FEATURE_OPTIONS),
+        ({"ensure_filesystem": True, "filesystem": "xfs"}, messages.FEATURE_FILESYSTEMS),
+    ],
+)
+async def test_agent_that_would_do_less_is_not_asked(
+    tmp_path: Path, config: dict[str, Any], feature: str
+) -> None:
+    """The original agent drops options and formats over an xfs; only the feature helps."""
+    others = tuple(name for name in OURS if name != feature)
+    async with guest(tmp_path, features=others) as (peer, backend):
+        with pytest.raises(UnsupportedError, match="hotlun's agent"):
+            backend.check(DISK, MountConfig(**config), "/mnt/data")
+        with pytest.raises(UnsupportedError):
+            await backend.mount(mounted(**config))
+        assert peer.calls == []
+    async with guest(tmp_path, features=(feature,)) as (_, backend):
+        backend.check(DISK, MountConfig(**config), "/mnt/data")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"options": ["rshared"]},
+        {"options": ["private"]},
+        {"ensure_filesystem": True, "filesystem": "ext4"},
+        {"filesystem": "xfs"},
+        {"partition": 3},
+        {"block_device": True},
+    ],
+)
+async def test_original_agent_is_asked_for_what_it_does(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    """Propagation, ext4, partitions and block devices it does in full; read-only is its own say."""
+    async with guest(tmp_path, features=()) as (_, backend):
+        backend.check(DISK, MountConfig(**config), "/mnt/data")
+        read_only = Disk("/srv/data.vhdx", DiskKind.VIRTUAL_DISK, read_only=True)
+        backend.check(read_only, MountConfig(**config), "/mnt/data")
+
+
+@pytest.mark.parametrize(("os_type", "says"), [("linux", ""), ("windows", "Linux")])
+async def test_guest_of_another_system(tmp_path: Path, os_type: OSType, says: str) -> None:
+    """A Linux agent would answer success to the documents for Windows, and mount nothing."""
+    path = "/m" if os_type == "linux" else r"c:\m"
+    async with guest(tmp_path, os_type, says=says) as (peer, backend):
+        with pytest.raises(UnsupportedError, match="says that it runs"):
+            backend.check(DISK, MountConfig(), path)
+        with pytest.raises(UnsupportedError, match="says that it runs"):
+            await backend.mount(mounted(path, Slot(0, 0)))
+        assert peer.calls == []
+
+
+async def test_slots_and_paths_that_the_guest_lacks(tmp_path: Path) -> None:
+    """Refused by all three, before anything is sent."""
+    async with guest(tmp_path) as (peer, backend):
+        with pytest.raises(UnsupportedError, match="4:0"):
+            await backend.mount(mounted(slot=Slot(4, 0)))
+        with pytest.raises(UnsupportedError, match="0:256"):
+            await backend.unmount(mounted(slot=Slot(0, 256)))
+        with pytest.raises(UnsupportedError, match="4:0"):
+            await backend.unplug(Attachment(Slot(4, 0), DISK, "h7"))
+        with pytest.raises(UnsupportedError, match="another path"):
+            backend.check(DISK, MountConfig(), "mnt")
+        assert peer.calls == []
+
+
+async def test_check_before_entering(tmp_path: Path) -> None:
+    """Nobody knows yet what the guest can do."""
+    connection = BridgeConnection.connect_unix(tmp_path / "agent.sock")
+    backend = BridgeGuestBackend(connection, "linux")
+    with pytest.raises(BackendError, match="not been entered"):
+        backend.check(DISK, MountConfig(), "/m")
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (HResult.FAIL, ""),
+        (HResult.NOT_IMPLEMENTED, "too old"),
+        (HResult.UNKNOWN_MESSAGE, "too old"),
+        (HResult.INVALID_JSON, "does not understand"),
+        (HResult.INVALID_STATE, "still uses it"),
+        (HResult.TIMEOUT, "in time"),
+        (0xDEADBEEF, ""),
+    ],
+)
+async def test_refusal(tmp_path: Path, operation: str, code: int, advice: str) -> None:
+    """Not done: the guest's code, unsigned, its words, and what to do about it."""
+    async with guest(tmp_path) as (peer, backend):
+        task = start(backend, operation)
+        await (await peer.call()).reply(code, "mounting: invalid argument\nsee \x1b[1mlog")
+        with pytest.raises(BackendError) as caught:
+            await task
+        error, text = caught.value, str(caught.value)
+        assert concerns(error, operation)
+        assert error.code == code
+        assert error.detail == r"mounting: invalid argument; see \x1b[1mlog"
+        assert text.startswith(f"the guest did not {operation} /srv/data.vhdx (slot 1:2)")
+        assert error.detail in text
+        assert f"{code:#010x}" in text
+        assert advice in text
+        assert ("/mnt/data" in text) == (operation != "unplug")
+        assert text.isprintable()
+
+
+async def test_refusal_without_words(tmp_path: Path) -> None:
+    """The code is all there is."""
+    async with guest(tmp_path) as (peer, backend):
+        task = start(backend, "unmount")
+        await (await peer.call()).reply(HResult.FAIL)
+        with pytest.raises(BackendError, match=r"no reason given \[0x80004005 \(FAIL\)\]; if some"):
+            await task
+
+
+async def test_neither_success_nor_failure(tmp_path: Path) -> None:
+    """A code that is not 0 and has no failure bit tells nothing."""
+    async with guest(tmp_path) as (peer, backend):
+        task = start(backend, "mount")
+        await (await peer.call()).reply(1, "perhaps")
+        with pytest.raises(OutcomeUnknownError, match="perhaps") as caught:
+            await task
+        assert concerns(caught.value, "mount")
+        assert caught.value.code == 1
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_lost_after_sending(tmp_path: Path, operation: str) -> None:
+    """Unknown; and what comes later is not sent, so it is not unknown."""
+    async with guest(tmp_path) as (peer, backend):
+        task = start(backend, operation)
+        (await peer.call()).link.hang_up()
+        with pytest.raises(OutcomeUnknownError, match=r"slot 1:2.*was lost") as unknown:
+            await task
+        assert concerns(unknown.value, operation)
+        with pytest.raises(BackendError, match=r"was not asked to.*open a new") as refused:
+            await start(backend, operation)
+        assert concerns(refused.value, operation)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_no_answer_in_time(tmp_path: Path, operation: str) -> None:
+    """The backend's own deadline; the bridge lives."""
+    async with guest(tmp_path, timeout=0.1) as (peer, backend):
+        with pytest.raises(OutcomeUnknownError, match=r"within 0\.1 s") as caught:
+            await start(backend, operation)
+        assert concerns(caught.value, operation)
+        await (await peer.call()).reply()
+        task = start(backend, operation)
+        await (await peer.call()).reply()
+        await task
+
+
+async def test_what_the_bridge_cannot_say(tmp_path: Path) -> None:
+    """An option that is no Unicode is refused and not sent."""
+    async with guest(tmp_path) as (peer, backend):
+        with pytest.raises(BackendError, match="was not asked") as caught:
+            await backend.mount(mounted(options=["x=\udc80"]))
+        assert concerns(caught.value, "mount")
+        assert peer.calls == []
+
+
+async def test_each_step_is_told_at_debug(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With disk, slot and serial."""
+    caplog.set_level(logging.DEBUG, "hotlun")
+    async with guest(tmp_path) as (peer, backend):
+        task = start(backend, "unplug")
+        await (await peer.call()).reply()
+        await task
+    assert "unplug /srv/data.vhdx (slot 1:2), serial h7" in caplog.text
