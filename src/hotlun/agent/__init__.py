@@ -1,0 +1,12 @@
+"""The agent: runs inside the guest and does there what the host asks over the bridge.
+
+Everything here, and everything it imports, is the standard library and
+`hotlun.bridge`, for Python 3.9 and later: the agent is shipped as one file into
+guests that have nothing else. It keeps no record of its own of what is mounted;
+the kernel's is the only one, so that an agent that is started anew is as good
+as the one before it.
+
+A request's way: `links` (how the host is reached) -> `server` (what is asked) ->
+`lanes` (disks side by side, one disk in order) -> `disks` (what is done) -> `scsi`,
+`filesystems`, `mounts`.
+"""

@@ -1,0 +1,87 @@
+"""What is mounted, as /proc/<pid>/mountinfo tells it (proc(5)).
+
+Read whole and searched as text first: with hundreds of mounts most lines are
+never taken apart.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import NamedTuple, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hotlun.agent.kernel import Kernel
+
+_ESCAPE = re.compile(r"\\([0-7]{3})")
+_ESCAPED = {ord(char): f"\\{ord(char):03o}" for char in " \t\n\\#"}
+
+
+class Mount(NamedTuple):
+    """One line: which mount, on which, of device `major:minor`, where, what."""
+
+    id: str
+    parent: str
+    number: str
+    path: str
+    filesystem: str
+    source: str
+
+    def is_of(self, number: str, node: str) -> bool:
+        """Whether it shows the block device `number`, named `node`.
+
+        btrfs gives its mounts numbers of their own; there the source tells.
+        """
+        return self.number == number or (self.number.startswith("0:") and self.source == node)
+
+
+def read(kernel: Kernel, process: str) -> str:
+    """The mounts that a process sees, as text; empty if it is gone.
+
+    Args:
+        process: its directory, as `Kernel.processes` gives it.
+    """
+    path = os.path.join(process, "mountinfo")
+    try:
+        return kernel.read(path)
+    except OSError:
+        return ""
+
+
+def mounts_at(text: str, path: str) -> list[Mount]:
+    """The mounts stacked at a path, the one in sight last.
+
+    Args:
+        path: absolute, its symbolic links resolved.
+    """
+    escaped = _escape(path)
+    if f" {escaped} " not in text:
+        return []
+    return [mount for mount in parse(text, f" {escaped} ") if mount.path == path]
+
+
+def parse(text: str, containing: str = "") -> Iterator[Mount]:
+    """The mounts, oldest first; with `containing`, those whose line has that in it."""
+    for line in text.split("\n"):
+        if containing in line:
+            before, _, after = line.partition(" - ")
+            fields, more = before.split(" "), after.split(" ")
+            if len(fields) >= 6 and len(more) >= 2:
+                yield Mount(
+                    fields[0],
+                    fields[1],
+                    fields[2],
+                    _unescape(fields[4]),
+                    more[0],
+                    _unescape(more[1]),
+                )
+
+
+def _escape(path: str) -> str:
+    return path.translate(_ESCAPED)
+
+
+def _unescape(text: str) -> str:
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)

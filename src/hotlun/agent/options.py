@@ -1,0 +1,169 @@
+"""Mount options as mount(2) wants them: flag bits, propagations, and data for the filesystem.
+
+mount(8) does this from a table of its own; the words here are those that hcsshim's
+agent takes as flags (and then leaves unused), two that newer kernels have, and
+`defaults`, which says nothing. All other words are the filesystem's.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple, TYPE_CHECKING
+
+from hotlun.agent.errors import RequestError
+from hotlun.bridge.messages import HResult
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# include/uapi/linux/mount.h
+MS_RDONLY = 1 << 0
+MS_NOSUID = 1 << 1
+MS_NODEV = 1 << 2
+MS_NOEXEC = 1 << 3
+MS_SYNCHRONOUS = 1 << 4
+MS_REMOUNT = 1 << 5
+MS_MANDLOCK = 1 << 6
+MS_DIRSYNC = 1 << 7
+MS_NOSYMFOLLOW = 1 << 8
+MS_NOATIME = 1 << 10
+MS_NODIRATIME = 1 << 11
+MS_BIND = 1 << 12
+MS_REC = 1 << 14
+MS_SILENT = 1 << 15
+MS_POSIXACL = 1 << 16
+MS_UNBINDABLE = 1 << 17
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_SHARED = 1 << 20
+MS_RELATIME = 1 << 21
+MS_I_VERSION = 1 << 23
+MS_STRICTATIME = 1 << 24
+MS_LAZYTIME = 1 << 25
+
+PER_MOUNT = (
+    MS_RDONLY
+    | MS_NOSUID
+    | MS_NODEV
+    | MS_NOEXEC
+    | MS_NOSYMFOLLOW
+    | MS_NOATIME
+    | MS_NODIRATIME
+    | MS_RELATIME
+    | MS_STRICTATIME
+)
+"""The flags that a second mount of the same filesystem can have of its own."""
+
+_SET = {
+    "acl": MS_POSIXACL,
+    "dirsync": MS_DIRSYNC,
+    "iversion": MS_I_VERSION,
+    "lazytime": MS_LAZYTIME,
+    "mand": MS_MANDLOCK,
+    "noatime": MS_NOATIME,
+    "nodev": MS_NODEV,
+    "nodiratime": MS_NODIRATIME,
+    "noexec": MS_NOEXEC,
+    "nosuid": MS_NOSUID,
+    "nosymfollow": MS_NOSYMFOLLOW,
+    "relatime": MS_RELATIME,
+    "ro": MS_RDONLY,
+    "silent": MS_SILENT,
+    "strictatime": MS_STRICTATIME,
+    "sync": MS_SYNCHRONOUS,
+}
+_CLEAR = {
+    "async": MS_SYNCHRONOUS,
+    "atime": MS_NOATIME,
+    "defaults": 0,
+    "dev": MS_NODEV,
+    "diratime": MS_NODIRATIME,
+    "exec": MS_NOEXEC,
+    "loud": MS_SILENT,
+    "noacl": MS_POSIXACL,
+    "noiversion": MS_I_VERSION,
+    "nolazytime": MS_LAZYTIME,
+    "nomand": MS_MANDLOCK,
+    "norelatime": MS_RELATIME,
+    "nostrictatime": MS_STRICTATIME,
+    "rw": MS_RDONLY,
+    "suid": MS_NOSUID,
+    "symfollow": MS_NOSYMFOLLOW,
+}
+_PROPAGATION = {
+    "private": MS_PRIVATE,
+    "shared": MS_SHARED,
+    "slave": MS_SLAVE,
+    "unbindable": MS_UNBINDABLE,
+}
+_NOT_FOR_DISKS = ("bind", "rbind", "move", "remount")
+
+_ACL_IN_DATA = ("ext2", "ext3", "ext4", "btrfs", "f2fs")
+"""Filesystems with a word `acl` of their own: the flag is the default there and
+clearing it does nothing, so `noacl` must reach them as data."""
+
+_NO_RECOVERY = {
+    "ext3": ("noload", "norecovery"),
+    "ext4": ("noload", "norecovery"),
+    "xfs": ("norecovery",),
+    "btrfs": ("rescue=nologreplay", "nologreplay", "norecovery"),
+}
+"""How to keep a filesystem from replaying its journal on a disk that cannot be
+written; the first is what we say (kernel 5.9 and up), the others mean the same."""
+
+_DATA_MAX = 4095
+"""mount(2) copies one page, its last byte a NUL."""
+
+
+class MountOptions(NamedTuple):
+    """For mount(2): the flags, the propagations (each a call of its own), the data."""
+
+    flags: int
+    propagations: tuple[int, ...]
+    data: str
+
+
+def parse(options: Iterable[str], filesystem: str = "", *, read_only: bool = False) -> MountOptions:
+    """Take the words in the caller's order; a later one undoes an earlier one.
+
+    Args:
+        filesystem: the type to be mounted.
+        read_only: the disk cannot be written: mounted read-only whatever the words
+            say, and without recovery.
+
+    Raises:
+        RequestError: a word that no disk can be mounted with, or too many words.
+    """
+    flags = 0
+    propagations = []
+    data = []
+    for option in options:
+        recursive = MS_REC if option[:1] == "r" and option[1:] in _PROPAGATION else 0
+        word = option[1:] if recursive else option
+        if word in _PROPAGATION:
+            propagations.append(_PROPAGATION[word] | recursive)
+        elif option in _NOT_FOR_DISKS:
+            raise RequestError(
+                f"the mount option {option!r} is for what is mounted already, not for a disk",
+                HResult.INVALID_ARGUMENT,
+            )
+        elif option in _SET:
+            flags |= _SET[option]
+        elif option in _CLEAR:
+            flags &= ~_CLEAR[option]
+        elif option:
+            data.append(option)
+        if option in ("acl", "noacl") and filesystem in _ACL_IN_DATA:
+            data.append(option)
+    if read_only:
+        flags |= MS_RDONLY
+        recovery = _NO_RECOVERY.get(filesystem, ())
+        if recovery and not set(recovery) & set(data):
+            data.append(recovery[0])
+    joined = ",".join(data)
+    if "\0" in joined or len(os.fsencode(joined)) > _DATA_MAX:
+        raise RequestError(
+            f"the mount options hold a NUL or are longer than {_DATA_MAX} bytes",
+            HResult.INVALID_ARGUMENT,
+        )
+    return MountOptions(flags, tuple(propagations), joined)

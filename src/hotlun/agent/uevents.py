@@ -1,0 +1,170 @@
+"""Waiting for devices by what the kernel announces, never by sleeping.
+
+One netlink socket for all who wait, as every socket gets every event: with one
+each, 64 disks plugged at once would wake 64 threads for each of some 300 events.
+The socket is open before anybody looks at sysfs, so what happens after a look is
+always heard of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+from hotlun.agent.errors import AbandonedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_T = TypeVar("_T")
+
+_NETLINK_KOBJECT_UEVENT = 15
+_KERNEL_GROUP, _UDEV_GROUP = 1, 2
+"""udev tells its own group when it has made the node in /dev, if there is an udev."""
+
+_RECEIVE_BUFFER = 4 << 20
+_LOOK_AGAIN = 0.5
+"""Seconds after which a waiter looks without having heard anything."""
+
+_log = logging.getLogger("hotlun.agent")
+
+
+class Deadline:
+    """How long a request may wait: for so many seconds, and while its host is there."""
+
+    def __init__(self, seconds: float, wanted: Callable[[], bool] = lambda: True) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+        self._wanted = wanted
+
+    def remaining(self) -> float:
+        """Seconds left, not below 0.
+
+        Raises:
+            AbandonedError: nobody waits for the answer any more.
+        """
+        if not self._wanted():
+            raise AbandonedError("the connection that asked for this is gone")
+        return max(0.0, self._end - time.monotonic())
+
+
+class Uevents:
+    """Hears the kernel's events and wakes who waits for the device they are about.
+
+    Args:
+        source: gives the events, one a datagram; by default the kernel's.
+    """
+
+    def __init__(self, source: socket.socket | None = None) -> None:
+        self._socket = _open_netlink() if source is None else source
+        self._lock = threading.Lock()
+        self._watches: dict[str, list[threading.Event]] = {}
+        self._announced: set[str] = set()
+        threading.Thread(target=self._listen, name="uevents", daemon=True).start()
+
+    @contextlib.contextmanager
+    def watch(self, device: str) -> Iterator[threading.Event]:
+        """An event that is set when something happens to `device`, or below it.
+
+        Args:
+            device: the name of a directory in a device's sysfs path, such as `2:0:0:1`.
+        """
+        changed = threading.Event()
+        with self._lock:
+            self._watches.setdefault(device, []).append(changed)
+        try:
+            yield changed
+        finally:
+            with self._lock:
+                self._watches[device].remove(changed)
+                if not self._watches[device]:
+                    del self._watches[device]
+
+    def wait_until(
+        self,
+        look: Callable[[], _T | None],
+        device: str,
+        deadline: Deadline,
+        *,
+        look_again: float = _LOOK_AGAIN,
+    ) -> _T | None:
+        """Look until there is something to see, each time that something happens to `device`.
+
+        Args:
+            look: returns None while there is nothing yet; may raise.
+            device: as for `watch`.
+            deadline: when to give up and return None.
+            look_again: seconds after which to look without an event.
+        """
+        with self.watch(device) as changed:
+            while True:
+                changed.clear()
+                seen = look()
+                if seen is not None:
+                    return seen
+                remaining = deadline.remaining()
+                if not remaining:
+                    return None
+                changed.wait(min(remaining, look_again))
+
+    def was_announced(self, path: str) -> bool:
+        """Whether the kernel said that this block device is complete, partitions included.
+
+        Args:
+            path: in sysfs, without the mount point: `/devices/.../block/sda`.
+        """
+        with self._lock:
+            return path in self._announced
+
+    def wake_all(self) -> None:
+        """Have everybody look again."""
+        with self._lock:
+            for watches in self._watches.values():
+                for changed in watches:
+                    changed.set()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                data = self._socket.recv(1 << 16)
+            except OSError as error:
+                if error.errno == errno.ENOBUFS:  # some were lost
+                    self.wake_all()
+                    continue
+                _log.error("no more events from the kernel: %s", error)
+                return
+            if not data:
+                return
+            self._heard(data)
+
+    def _heard(self, data: bytes) -> None:
+        """Note one event. The kernel's are `add@/devices/...` and `KEY=value`, divided by NUL."""
+        fields = {}
+        for field in data.split(b"\0"):
+            key, _, value = field.partition(b"=")
+            fields[key] = value.decode("utf-8", "replace")
+        path = fields.get(b"DEVPATH", "")
+        with self._lock:
+            if fields.get(b"SUBSYSTEM") == "block":
+                action = fields.get(b"ACTION")
+                if action == "add":
+                    self._announced.add(path)
+                elif action == "remove":
+                    self._announced.discard(path)
+            for part in path.split("/"):
+                for changed in self._watches.get(part, ()):
+                    changed.set()
+
+
+def _open_netlink() -> socket.socket:
+    source = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_KOBJECT_UEVENT)
+    # 33 is SO_RCVBUFFORCE, which Python has no name for: beyond the usual limit, for root.
+    with contextlib.suppress(OSError):
+        source.setsockopt(socket.SOL_SOCKET, 33, _RECEIVE_BUFFER)
+    source.bind((0, _KERNEL_GROUP | _UDEV_GROUP))
+    return source
