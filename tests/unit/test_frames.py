@@ -157,9 +157,9 @@ def test_synchronising_holds_no_more_than_a_header() -> None:
     assert decoder.skipped == 300_000 - 15
 
 
-def test_synchronising_on_any_id() -> None:
-    """An agent that starts in mid-stream waits for the next greeting, whoever sends it."""
-    greeting, other = Frame(0x10100B01, 99, b"{}"), Frame(0x10100A01, 4, b'{"a":"b"}')
-    decoder = FrameDecoder(sync_on=(0x10100B01, None))
+def test_synchronising_byte_by_byte() -> None:
+    """A greeting of somebody else, with another id, is not the one looked for."""
+    greeting, other = Frame(0x20100B01, 99, b"{}"), Frame(0x20100B01, 98, b'{"a":"b"}')
+    decoder = FrameDecoder(sync_on=(0x20100B01, 99))
     data = encode(other)[5:] + encode(other) + encode(greeting) + encode(other)
     assert outcome(decoder, [data[i : i + 1] for i in range(len(data))]) == ([greeting, other], "")

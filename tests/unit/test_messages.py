@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotlun.bridge import messages
+from hotlun.bridge import messages, transport
 from hotlun.bridge.frames import encode, Frame
 from hotlun.bridge.messages import (
     Capabilities,
@@ -436,3 +436,9 @@ def test_extension_of_another_version_has_no_features_that_we_know() -> None:
     extension = {"Hotlun": {"Version": 2, "Features": ["options"]}}
     fields = Fields({"GuestDefinedCapabilities": extension})
     assert Capabilities.read(fields).features == frozenset()
+
+
+def test_vsock_port_as_the_host_sees_it() -> None:
+    """Hyper-V makes a service id of the port that a Linux guest dials."""
+    service = transport.vsock_service_id(transport.VSOCK_PORT)
+    assert str(service) == "40000000-facb-11e6-bd58-64006a7986d3"

@@ -442,7 +442,8 @@ def _read_response(frame: Frame, kind: int, peer: str) -> Response:
 
 def _handshake_error(peer: str, problem: str, answer: Response | None = None) -> BackendError:
     return BackendError(
-        f"cannot work with the agent at {peer}: {problem}",
+        f"cannot work with the agent at {peer}: {problem}; check that the VM runs, and in it "
+        f"hotlun's agent or another that speaks version {messages.PROTOCOL_VERSION}",
         operation="connect",
         code=None if answer is None else answer.code,
         detail=problem if answer is None else answer.text,

@@ -63,15 +63,14 @@ class FrameDecoder:
 
     Args:
         limit: the largest frame accepted, in bytes, header included.
-        sync_on: the type and id (None: any id) of the frame to begin with;
-            what comes before it is dropped and counted in `skipped`. For streams
-            that may begin with the rest of somebody else's frame. Control
-            characters never occur raw in JSON, and every message type has some:
-            no payload can be taken for the header looked for.
+        sync_on: the type and id of the frame to begin with; what comes before it
+            is dropped and counted in `skipped`. For streams that may begin with the
+            rest of somebody else's frame. Every type has control characters, which
+            never occur raw in JSON: no payload can be taken for the header looked for.
     """
 
     def __init__(
-        self, limit: int = DEFAULT_LIMIT, *, sync_on: tuple[int, int | None] | None = None
+        self, limit: int = DEFAULT_LIMIT, *, sync_on: tuple[int, int] | None = None
     ) -> None:
         self.skipped = 0
         self._limit = limit
@@ -128,7 +127,7 @@ class FrameDecoder:
         return found is not None
 
 
-def _header_pattern(kind: int, number: int | None) -> re.Pattern[bytes]:
-    literal = re.escape(struct.pack("<I", kind))
-    number_pattern = b".{8}" if number is None else re.escape(struct.pack("<Q", number))
-    return re.compile(literal + b".{4}" + number_pattern, re.DOTALL)
+def _header_pattern(kind: int, number: int) -> re.Pattern[bytes]:
+    """A header of any size: HEADER's type and id, four bytes apart."""
+    begin, end = re.escape(struct.pack("<I", kind)), re.escape(struct.pack("<Q", number))
+    return re.compile(begin + b".{4}" + end, re.DOTALL)
