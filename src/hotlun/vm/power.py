@@ -1,0 +1,52 @@
+"""Brings a VM up: out of its snapshot, taken if there is none; by booting if there can be none."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from hotlun.vm.errors import MachineError
+from hotlun.vm.launch import boot, Software
+from hotlun.vm.snapshot import restore, Snapshots
+
+if TYPE_CHECKING:
+    from hotlun.vm.hardware import Accelerator, Hardware
+    from hotlun.vm.process import Process, Runtime
+
+log = logging.getLogger("hotlun.vm")
+
+
+async def power_on(
+    hardware: Hardware,
+    runtime: Runtime,
+    *,
+    timeout: float,
+    accelerator: Accelerator | None = None,
+    detached: bool = False,
+) -> Process:
+    """Bring a VM up in the directory of `runtime`; nothing is connected to its sockets.
+
+    Args:
+        hardware: what it is to have.
+        runtime: an existing, empty directory for its sockets and logs.
+        timeout: seconds from QEMU's start to the guest's first answer. Building
+            the image and taking a snapshot, which happen once, do not count.
+        accelerator: None for the fastest that works.
+        detached: let QEMU outlive this process.
+
+    Raises:
+        UnsupportedError: something that is needed is not on this machine.
+        MachineError: it did not come up; QEMU and the console have the last word.
+    """
+    software = await Software.ready(accelerator)
+    if hardware.extra_arguments:
+        return await boot(hardware, software, runtime, timeout=timeout, detached=detached)
+    snapshots = Snapshots(hardware, software, timeout=timeout)
+    try:
+        state = await snapshots.find_or_take()
+        return await restore(state, hardware, software, runtime, timeout=timeout, detached=detached)
+    except (MachineError, FileNotFoundError) as error:
+        log.warning("the snapshot cannot be used, taking a new one: %s", error)
+        snapshots.discard()
+    state = await snapshots.find_or_take()
+    return await restore(state, hardware, software, runtime, timeout=timeout, detached=detached)
