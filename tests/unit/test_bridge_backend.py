@@ -230,11 +230,11 @@ async def test_check_before_entering(tmp_path: Path) -> None:
     ("code", "advice"),
     [
         (HResult.FAIL, ""),
-        (HResult.NOT_IMPLEMENTED, "too old"),
-        (HResult.UNKNOWN_MESSAGE, "too old"),
+        (HResult.NOT_IMPLEMENTED, "cannot do that"),
+        (HResult.UNKNOWN_MESSAGE, "cannot do that"),
         (HResult.INVALID_JSON, "does not understand"),
         (HResult.INVALID_STATE, "still uses it"),
-        (HResult.TIMEOUT, "in time"),
+        (HResult.NOT_FOUND, "partition"),
         (0xDEADBEEF, ""),
     ],
 )
@@ -255,6 +255,28 @@ async def test_refusal(tmp_path: Path, operation: str, code: int, advice: str) -
         assert advice in text
         assert ("/mnt/data" in text) == (operation != "unplug")
         assert text.isprintable()
+
+
+@pytest.mark.parametrize("operation", ["mount", "unmount"])
+async def test_device_that_did_not_come(tmp_path: Path, operation: str) -> None:
+    """The guest waited before it began: nothing was done."""
+    async with guest(tmp_path) as (peer, backend):
+        task = start(backend, operation)
+        await (await peer.call()).reply(HResult.TIMEOUT, "no disk within 10 s")
+        with pytest.raises(BackendError, match="did not come in time") as caught:
+            await task
+        assert concerns(caught.value, operation)
+
+
+async def test_device_that_did_not_go(tmp_path: Path) -> None:
+    """The kernel was told to let go and may yet do so: unknown, not failed."""
+    async with guest(tmp_path) as (peer, backend):
+        task = start(backend, "unplug")
+        await (await peer.call()).reply(HResult.TIMEOUT, "still there after 10 s")
+        with pytest.raises(OutcomeUnknownError, match="still there after 10 s") as caught:
+            await task
+        assert concerns(caught.value, "unplug")
+        assert caught.value.code == HResult.TIMEOUT
 
 
 async def test_refusal_without_words(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Disks mounted and unmounted by the agent in the guest, over the bridge.
 
 What the guest answers is one of three: 0 is done; a failure code is not done,
-with the guest's words; no answer, or one that says neither, is unknown. An agent
+with the guest's words; no answer, or one that says neither, is unknown. So is a
+time-out of an unplug: the kernel was told to let go, and may yet do so. An agent
 that would do less than it was asked, without a word, is not asked: which agent it
 is shows in the features that it announced.
 """
@@ -34,11 +35,12 @@ _PROPAGATIONS = frozenset(
 """The only options that the original agent applies."""
 
 _ADVICE_BY_CODE: dict[int, str] = {
-    HResult.NOT_IMPLEMENTED: "the agent does not know this request: it is too old",
-    HResult.UNKNOWN_MESSAGE: "the agent does not know this request: it is too old",
+    HResult.NOT_IMPLEMENTED: "this agent cannot do that: run hotlun's of this version in the guest",
+    HResult.UNKNOWN_MESSAGE: "this agent cannot do that: run hotlun's of this version in the guest",
     HResult.INVALID_JSON: "the agent does not understand the request: its version does not fit",
     HResult.INVALID_STATE: "something in the guest still uses it: stop that and try again",
-    HResult.TIMEOUT: "the device did not come or go in time: is the guest very busy?",
+    HResult.NOT_FOUND: "check that the disk has that partition, and the VM that controller",
+    HResult.TIMEOUT: "the device did not come in time: is it attached, is the guest very busy?",
 }
 _ADVICE_BY_OPERATION = {
     "mount": "check partition, filesystem and options; the guest's kernel log may say more",
@@ -160,11 +162,12 @@ class BridgeGuestBackend:
             ) from error
         if answer.code == HResult.OK:
             return
+        told_and_still_there = operation == "unplug" and answer.code == HResult.TIMEOUT
         words = f"{answer.text or 'no reason given'} [{code_name(answer.code)}]"
-        if not is_failure(answer.code):
+        if told_and_still_there or not is_failure(answer.code):
             raise OutcomeUnknownError(
-                f"no telling whether the guest did {what}: it answered neither success nor "
-                f"failure, {words}; look in the guest",
+                f"no telling whether the guest did {what}: {words}; look in the guest, "
+                "then try again",
                 operation=operation,
                 slot=slot,
                 disk=disk,
