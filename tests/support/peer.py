@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Any, Self, TYPE_CHECKING
 
 from hotlun.bridge import messages
+from hotlun.bridge.client import BridgeConnection
 from hotlun.bridge.frames import encode, Frame, FrameDecoder
-from hotlun.bridge.messages import MessageType
+from hotlun.bridge.messages import MessageType, Response
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+MODIFY_RESPONSE = messages.response_type(MessageType.MODIFY_SETTINGS)
 
 DEADLINE = 20.0
 """Seconds after which something that should have happened has not."""
@@ -158,3 +161,24 @@ class Peer:
 def header(kind: int, size: int, number: int) -> bytes:
     """A frame's header with any size."""
     return struct.pack("<IIQ", kind, size, number)
+
+
+def connect(peer: Peer, **arguments: Any) -> BridgeConnection:
+    """A client's connection to the peer, not entered yet."""
+    return BridgeConnection.connect_unix(peer.path, **{"timeout": DEADLINE, **arguments})
+
+
+def asking(
+    connection: BridgeConnection, lun: int = 0, timeout: float | None = DEADLINE
+) -> asyncio.Task[Response]:
+    """A modify request that is being made."""
+    return asyncio.create_task(
+        connection.modify({"RequestType": "Add", "Settings": {"Lun": lun}}, timeout=timeout)
+    )
+
+
+async def works(connection: BridgeConnection, peer: Peer) -> None:
+    """One request there and back."""
+    task = asking(connection)
+    await (await peer.call()).reply()
+    assert (await task).code == 0

@@ -20,7 +20,7 @@ from hotlun.bridge.messages import (
     HResult,
     is_failure,
 )
-from hotlun.errors import BackendError, OutcomeUnknownError, UnsupportedError
+from hotlun.errors import BackendError, HotlunError, OutcomeUnknownError, UnsupportedError
 
 if TYPE_CHECKING:
     from hotlun.backends.base import OSType
@@ -40,7 +40,7 @@ _ADVICE_BY_CODE: dict[int, str] = {
     HResult.INVALID_JSON: "the agent does not understand the request: its version does not fit",
     HResult.INVALID_STATE: "something in the guest still uses it: stop that and try again",
     HResult.NOT_FOUND: "check that the disk has that partition, and the VM that controller",
-    HResult.TIMEOUT: "the device did not come in time: is it attached, is the guest very busy?",
+    HResult.TIMEOUT: "it took too long: is the disk attached, is the guest very busy?",
 }
 _ADVICE_BY_OPERATION = {
     "mount": "check partition, filesystem and options; the guest's kernel log may say more",
@@ -139,47 +139,33 @@ class BridgeGuestBackend:
     ) -> None:
         slot, disk = attachment.slot, attachment.disk
         what = f"{operation} {disk} (slot {slot}){where}"
+
+        def problem(
+            kind: type[BackendError | OutcomeUnknownError],
+            message: str,
+            code: int | str | None,
+            detail: str,
+        ) -> HotlunError:
+            return kind(
+                message, operation=operation, slot=slot, disk=disk, code=code, detail=detail
+            )
+
         _log.debug("%s, serial %s", what, attachment.serial)
         try:
             answer = await self._connection.modify(request, timeout=self._timeout)
         except OutcomeUnknownError as error:
-            raise OutcomeUnknownError(
-                f"no telling whether the guest did {what}: {error}",
-                operation=operation,
-                slot=slot,
-                disk=disk,
-                code=error.code,
-                detail=error.detail,
-            ) from error
+            message = f"no telling whether the guest did {what}: {error}"
+            raise problem(OutcomeUnknownError, message, error.code, error.detail) from error
         except BackendError as error:
-            raise BackendError(
-                f"the guest was not asked to {what}: {error}",
-                operation=operation,
-                slot=slot,
-                disk=disk,
-                code=error.code,
-                detail=error.detail,
-            ) from error
+            message = f"the guest was not asked to {what}: {error}"
+            raise problem(BackendError, message, error.code, error.detail) from error
         if answer.code == HResult.OK:
             return
-        told_and_still_there = operation == "unplug" and answer.code == HResult.TIMEOUT
         words = f"{answer.text or 'no reason given'} [{code_name(answer.code)}]"
+        told_and_still_there = operation == "unplug" and answer.code == HResult.TIMEOUT
         if told_and_still_there or not is_failure(answer.code):
-            raise OutcomeUnknownError(
-                f"no telling whether the guest did {what}: {words}; look in the guest, "
-                "then try again",
-                operation=operation,
-                slot=slot,
-                disk=disk,
-                code=answer.code,
-                detail=answer.text,
-            )
+            message = f"no telling whether the guest did {what}: {words}; look, then try again"
+            raise problem(OutcomeUnknownError, message, answer.code, answer.text)
         advice = _ADVICE_BY_CODE.get(answer.code, _ADVICE_BY_OPERATION[operation])
-        raise BackendError(
-            f"the guest did not {what}: {words}; {advice}",
-            operation=operation,
-            slot=slot,
-            disk=disk,
-            code=answer.code,
-            detail=answer.text,
-        )
+        message = f"the guest did not {what}: {words}; {advice}"
+        raise problem(BackendError, message, answer.code, answer.text)
