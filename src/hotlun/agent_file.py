@@ -16,6 +16,10 @@ import py_compile
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import os
 
 _SHEBANG = b"#!/usr/bin/env python3\n"
 _MAIN = """\
@@ -42,15 +46,16 @@ def agent_bytes() -> bytes:
     return archive.getvalue()
 
 
-def build_agent(target: Path) -> Path:
-    """Write the agent to `target`, executable; gives `target` back.
+def build_agent(target: str | os.PathLike[str]) -> Path:
+    """Write the agent to `target`, executable; gives its path back.
 
     Raises:
         OSError: it cannot be written.
     """
-    target.write_bytes(agent_bytes())
-    target.chmod(0o755)
-    return target
+    path = Path(target)
+    path.write_bytes(agent_bytes())
+    path.chmod(0o755)
+    return path
 
 
 def _sources() -> dict[str, str]:

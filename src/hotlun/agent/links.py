@@ -150,8 +150,8 @@ class Port:
     def receive(self, link: PortLink) -> bytes:
         """For `link`, the one that came last from `links`."""
         if self._first:
-            data, self._first = self._first, b""
-            return data
+            first, self._first = self._first, b""
+            return first
         while not link.closed:
             data = self._read()
             if data is None:

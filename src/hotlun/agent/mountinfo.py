@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from hotlun.agent.kernel import Kernel
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
-_ESCAPED = {ord(char): f"\\{ord(char):03o}" for char in " \t\n\\#"}
+_ESCAPED = {ord(char): f"\\{ord(char):03o}" for char in " \t\n\\"}
+"""In paths; in sources the kernel escapes `#` too."""
 
 
 class Mount(NamedTuple):
