@@ -23,6 +23,8 @@ from hotlun.vm.errors import MachineError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+RUN_TIMEOUT = 60.0
+"""Seconds for a command, unless the caller says otherwise."""
 MAX_REPLY = 64 << 20
 """Bytes of one reply line; the agent itself keeps 16 MiB of a command's output (QEMU 7.2)."""
 FIRST_POLL, LAST_POLL = 0.004, 0.1

@@ -8,6 +8,7 @@ line's device part. File descriptors and paths come in from `Wiring`.
 from __future__ import annotations
 
 import os
+import pwd
 from collections.abc import Mapping, Sequence  # noqa: TC003 - dataclass fields are read at run time
 from dataclasses import dataclass
 from enum import StrEnum
@@ -141,7 +142,7 @@ def device_arguments(hardware: Hardware, wiring: Wiring) -> list[str]:
         address = FIRST_CONTROLLER_ADDRESS + index
         arguments += ["-device", f"virtio-scsi-pci,id={name},addr={address:#x}"]
     if hardware.user:
-        arguments += ["-runas", hardware.user]
+        arguments += ["-runas", _user_and_group(hardware.user)]
     return [*arguments, *hardware.extra_arguments]
 
 
@@ -153,6 +154,17 @@ def snapshot_arguments(hardware: Hardware, accelerator: Accelerator) -> Sequence
         *boot_arguments("/", "/"),
         *device_arguments(hardware.plain(), wiring),
     ]
+
+
+def _user_and_group(user: str) -> str:
+    """What `-runas` takes: a name, or uid and gid."""
+    if not user.isdecimal():
+        return user
+    try:
+        group = pwd.getpwuid(int(user)).pw_gid
+    except KeyError:
+        group = int(user)
+    return f"{user}:{group}"
 
 
 def _escaped(path: str) -> str:

@@ -171,7 +171,10 @@ def listening_sockets(runtime: Runtime) -> Iterator[dict[str, int]]:
         descriptors = {}
         for name in SOCKETS:
             listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            listener.bind(runtime.socket(name))
+            try:
+                listener.bind(runtime.socket(name))
+            except OSError as error:  # a path of more than 107 bytes, for one
+                raise MachineError(f"no socket {runtime.socket(name)}: {error}") from error
             listener.listen(1)
             descriptors[name] = listener.fileno()
         yield descriptors
