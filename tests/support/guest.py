@@ -21,7 +21,7 @@ from hotlun.agent.scsi import ScsiDisks
 from hotlun.agent.uevents import Uevents
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 DEADLINE = 20.0
 """Seconds after which something that should have happened has not."""
@@ -109,8 +109,14 @@ class FakeGuest:
 
 
 @contextlib.contextmanager
-def loop_disk(guest: FakeGuest, lun: int, image: Path) -> Iterator[str]:
-    """Have an image be the disk at a LUN, partitions included; gives its node."""
+def loop_disk(
+    guest: FakeGuest, lun: int, image: Path, partitions: Sequence[tuple[int, int]] = ()
+) -> Iterator[str]:
+    """Have an image be the disk at a LUN; gives its node.
+
+    Args:
+        partitions: first sector and number of sectors of each, as the image's table says.
+    """
     node = subprocess.run(
         ["losetup", "--find", "--show", "--partscan", str(image)],
         check=True,
@@ -120,6 +126,10 @@ def loop_disk(guest: FakeGuest, lun: int, image: Path) -> Iterator[str]:
     name = os.path.basename(node)
     real = Path("/sys/class/block") / name
     try:
+        for number, (start, sectors) in enumerate(partitions, 1):
+            if not (real / f"{name}p{number}").exists():  # a kernel that reads no tables
+                command = ["addpart", node, str(number), str(start), str(sectors)]
+                subprocess.run(command, check=True)
         block = guest.add_disk(
             lun,
             name,

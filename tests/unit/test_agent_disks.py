@@ -345,13 +345,14 @@ def test_a_link_to_something_else_is_left_alone(
 def test_a_partition_is_mounted(guest: FakeGuest, tmp_path: Path) -> None:
     """By its number; one that is not there is told of, with those that are."""
     image = image_of(tmp_path / "parts.img", 32)
+    extents = [(2048, 24576), (26624, 24576)]
     with image.open("r+b") as file:
         file.seek(446)
-        for start in (2048, 2048 + 24576):
-            file.write(bytes((0, 0, 0, 0, 0x83, 0, 0, 0)) + struct.pack("<II", start, 24576))
+        for extent in extents:
+            file.write(bytes((0, 0, 0, 0, 0x83, 0, 0, 0)) + struct.pack("<II", *extent))
         file.seek(510)
         file.write(b"\x55\xaa")
-    with loop_disk(guest, 1, image) as node:
+    with loop_disk(guest, 1, image, extents) as node:
         subprocess.run([*EXT4, f"{node}p2"], check=True)
         add(guest, tmp_path / "m0", Partition=2)
         assert mounted_at(tmp_path / "m0") == [("ext4", f"{node}p2")]
