@@ -53,6 +53,11 @@ class Image:
     format: ImageFormat
     backing: Image | None = None
 
+    @property
+    def below(self) -> tuple[str, ...]:
+        """The paths of the images that this one rests on, the nearest first."""
+        return (self.backing.path, *self.backing.below) if self.backing else ()
+
 
 def check_image(
     path: str | os.PathLike[str],

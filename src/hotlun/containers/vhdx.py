@@ -14,7 +14,7 @@ _HEADERS = (64 * _KIB, 128 * _KIB)
 _REGIONS = 192 * _KIB
 _HEADER = struct.Struct("<4s4xQ32x16s")
 _MOST_ENTRIES = 2047
-_ZERO, _PRESENT, _PARTLY_PRESENT = 2, 6, 7
+_PRESENT = (6, 7)
 _SCAN = 1 << 16
 """Block table entries looked through at most; 2 TiB of a disk with blocks of 32 MiB."""
 _BAT = UUID("2dc27766-f623-4200-9d64-115e9bfd4a08").bytes_le
@@ -60,12 +60,13 @@ def check(file: ImageFile) -> None:
     if count * 8 > length:
         raise file.bad("its block table is too small for its size")
     file.require(offset, length)
+    if flags & _IS_FIXED:
+        file.require(0, size)
     # What a log has yet to replay is not in the block table.
     if any(log) or count > _SCAN:
         return
-    held = {_PRESENT, _PARTLY_PRESENT} | ({_ZERO} if flags & _IS_FIXED else set())
     for entry in file.table("Q", "little", offset, count):
-        if entry & 7 in held and (entry >> 20 << 20) + block > file.size:
+        if entry & 7 in _PRESENT and (entry >> 20 << 20) + block > file.size:
             raise file.truncated()
 
 

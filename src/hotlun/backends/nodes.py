@@ -1,0 +1,108 @@
+"""A disk as a block node: the arguments of `blockdev-add`, everything stated.
+
+Nothing is left for QEMU to find out or to follow: the format, the backing chain,
+read-only all the way down, locking.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from hotlun.backends.providers import provider_node
+from hotlun.errors import BackendError, UnsupportedError
+from hotlun.images import check_image
+from hotlun.model import DiskKind, ImageFormat
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from hotlun.images import Image
+    from hotlun.model import Disk
+
+Node = dict[str, object]
+
+_DRIVERS = {
+    ImageFormat.RAW: "raw",
+    ImageFormat.QCOW2: "qcow2",
+    ImageFormat.VHD: "vpc",
+    ImageFormat.VHDX: "vhdx",
+}
+
+
+def block_node(disk: Disk, name: str, *, allow_backing: Collection[str] = ()) -> Node:
+    """The node `name` that holds the disk.
+
+    Raises:
+        BackendError: it cannot be such a disk.
+        UnsupportedError: nobody provides this extensible virtual disk.
+    """
+    if disk.kind is DiskKind.VIRTUAL_DISK:
+        if disk.format is None:
+            raise BackendError(
+                "the format of the image is not stated and never guessed; give format= "
+                f"({', '.join(ImageFormat)}), or a name that ends in .raw, .img, .qcow2, "
+                ".vhd, .vpc or .vhdx"
+            )
+        image = check_image(disk.path, disk.format, allow_backing=allow_backing)
+        node = _image_node(image, read_only=disk.read_only)
+    else:
+        if disk.format not in (None, ImageFormat.RAW):
+            raise BackendError(
+                f"only an image file has a format, this is no {disk.format} image; leave it out"
+            )
+        is_physical = disk.kind is DiskKind.PHYSICAL_DISK
+        protocol = _host_device(disk.path) if is_physical else provider_node(disk)
+        node = _node("raw", protocol, read_only=disk.read_only)
+    return {"node-name": name, **node}
+
+
+def needed_files(disk: Disk, *, allow_backing: Collection[str] = ()) -> dict[str, bool]:
+    """The files that QEMU opens for a disk: path -> whether it writes there.
+
+    Raises:
+        BackendError: the disk is a qcow2 image with a backing file that is not allowed.
+        UnsupportedError: an extensible virtual disk is not opened as a file.
+    """
+    if disk.kind is DiskKind.EXTENSIBLE_VIRTUAL_DISK:
+        raise UnsupportedError(
+            "its provider has the files of an extensible virtual disk; give access there"
+        )
+    files = {os.path.realpath(disk.path): not disk.read_only}
+    if allow_backing and disk.format is ImageFormat.QCOW2:
+        image = check_image(disk.path, disk.format, allow_backing=allow_backing)
+        files.update(dict.fromkeys(image.below, False))
+    return files
+
+
+def _image_node(image: Image, *, read_only: bool) -> Node:
+    file: Node = {"driver": "file", "filename": image.path, "locking": "on"}
+    node = _node(_DRIVERS[image.format], file, read_only=read_only)
+    if image.format is ImageFormat.QCOW2:
+        below = image.backing
+        # Without this member QEMU opens whatever the image names, /etc/passwd for instance.
+        node["backing"] = _image_node(below, read_only=True) if below else None
+    return node
+
+
+def _host_device(path: str) -> Node:
+    path = os.path.realpath(path)
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        raise BackendError(
+            f"the physical disk {path} cannot be found: {error.strerror}; "
+            "give the path of a block device",
+            detail=str(error),
+        ) from error
+    if not stat.S_ISBLK(mode):
+        raise BackendError(
+            f"{path} is not a block device; give one, or attach an image as a virtual disk"
+        )
+    return {"driver": "host_device", "filename": path, "locking": "on"}
+
+
+def _node(driver: str, protocol: Node, *, read_only: bool) -> Node:
+    access: Node = {"read-only": read_only, "auto-read-only": False, "discard": "unmap"}
+    return {"driver": driver, **access, "file": {**protocol, **access}}
