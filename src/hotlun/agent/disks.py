@@ -61,7 +61,7 @@ class Disks:
             device = self._scsi.wait_for(settings.slot, settings.partition, deadline)
             if settings.block_device:
                 self._mounts.link(device, path)
-                _log.info("%s: %s is a link to it", device, path)
+                _log.debug("%s: %s is a link to it", device, path)
                 return
             if settings.filesystem:
                 filesystems.check_type(self._kernel, device, settings.filesystem)
@@ -73,7 +73,7 @@ class Disks:
             self._mounts.mount(
                 device, path, filesystem, settings.options, read_only=settings.read_only
             )
-            _log.info("%s is mounted at %s as %s", device, path, filesystem)
+            _log.debug("%s is mounted at %s as %s", device, path, filesystem)
 
     def unmount(self, settings: DiskSettings) -> None:
         """Undo `mount`; nothing there is success, and so is a disk that is gone.
@@ -89,7 +89,7 @@ class Disks:
                 self._mounts.unlink(device, path)
             else:
                 self._mounts.unmount(device, path)
-            _log.info("disk %s is not at %s any more", settings.slot, path)
+            _log.debug("disk %s is not at %s any more", settings.slot, path)
 
     def unplug(self, slot: Slot) -> None:
         """Have the kernel let the disk go; one that is not there is success.
@@ -98,4 +98,4 @@ class Disks:
             RequestError: it is in use, or did not go.
         """
         self._scsi.unplug(slot, Deadline(self._timeout))
-        _log.info("disk %s is unplugged", slot)
+        _log.debug("disk %s is unplugged", slot)

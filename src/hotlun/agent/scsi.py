@@ -103,10 +103,9 @@ class ScsiDisks:
         disk = self._disk(slot, address)
         paths = [os.path.realpath(device)] + ([disk.sysfs] if disk else [])
         with self._claimed(disk):
-            deletion = threading.Thread(
-                target=_delete, args=(device,), name=f"delete {address}", daemon=True
-            )
-            deletion.start()
+            threading.Thread(
+                target=self._delete, args=(device, address), name=f"delete {address}", daemon=True
+            ).start()
             gone = self._uevents.wait_until(
                 lambda: None if any(map(os.path.exists, paths)) else True, address, deadline
             )
@@ -144,6 +143,19 @@ class ScsiDisks:
         finally:
             if claim is not None:
                 os.close(claim)
+
+    def _delete(self, device: str, address: str) -> None:
+        """Write to `delete`, which returns when it is done; a dead disk can put that off.
+
+        The kernel announces a removal before sysfs shows it, so this says when to look.
+        """
+        with contextlib.suppress(OSError):  # what counts is whether the device is gone
+            file = os.open(os.path.join(device, "delete"), os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(file, b"1\n")
+            finally:
+                os.close(file)
+        self._uevents.wake(address)
 
     def _address(self, slot: Slot) -> str:
         return f"{scsi_host(self._kernel, slot.controller)}:0:0:{slot.lun}"
@@ -224,13 +236,3 @@ def _is_ready(device: BlockDevice) -> bool:
             return False
         raise RequestError(f"{device}: {device.node} cannot be opened: {words(error)}") from error
     return True
-
-
-def _delete(device: str) -> None:
-    """Write to `delete`; the kernel answers when it is done, which a dead disk can put off."""
-    with contextlib.suppress(OSError):  # what counts is whether the device is gone
-        file = os.open(os.path.join(device, "delete"), os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(file, b"1\n")
-        finally:
-            os.close(file)

@@ -121,6 +121,12 @@ class Uevents:
         with self._lock:
             return path in self._announced
 
+    def wake(self, device: str) -> None:
+        """Have those who wait for a device look again."""
+        with self._lock:
+            for changed in self._watches.get(device, ()):
+                changed.set()
+
     def wake_all(self) -> None:
         """Have everybody look again."""
         with self._lock:

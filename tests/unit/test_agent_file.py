@@ -1,0 +1,138 @@
+"""The agent's single file: the same each time, and enough by itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from support.guest import DEADLINE
+
+from hotlun.agent_file import agent_bytes, build_agent
+from hotlun.bridge import messages
+from hotlun.bridge.frames import encode, Frame, FrameDecoder
+from hotlun.bridge.messages import MessageType
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+OLDEST = (3, 9)
+
+
+def interpreters() -> Iterator[str]:
+    """Ours, and the oldest Python that the agent is for, where there is one."""
+    yield sys.executable
+    names = [f"python{OLDEST[0]}.{OLDEST[1]}"]
+    roots = Path(os.path.realpath(sys.executable)).parents
+    beside = (
+        sorted(roots[2].glob(f"{OLDEST[0]}.{OLDEST[1]}.*/bin/python")) if len(roots) > 2 else []
+    )
+    for candidate in (*map(shutil.which, names), *map(str, beside)):
+        if candidate is not None:
+            command = [candidate, "-c", "import sys; print(sys.version_info[:2])"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.stdout.strip() == str(OLDEST):
+                yield candidate
+                return
+
+
+def test_the_same_sources_give_the_same_bytes(tmp_path: Path) -> None:
+    """In another process, with other hashes, at another time."""
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from hotlun.agent_file import build_agent; build_agent(sys.argv[1])",
+        str(tmp_path / "agent"),
+    ]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": "1"})
+    assert (tmp_path / "agent").read_bytes() == agent_bytes()
+
+
+def test_it_holds_what_the_guest_needs_and_no_more(tmp_path: Path) -> None:
+    """The agent, the shared part of the bridge, and a package root that imports nothing."""
+    with zipfile.ZipFile(build_agent(tmp_path / "agent")) as file:
+        names = set(file.namelist())
+        assert file.read("hotlun/__init__.py") == b""
+    assert {"__main__.py", "hotlun/agent/__main__.py", "hotlun/bridge/frames.py"} <= names
+    assert "hotlun/bridge/client.py" not in names
+    assert {name.split("/")[1] for name in names if name.count("/") > 1} == {"agent", "bridge"}
+    assert {name.rstrip("c") for name in names if name.endswith(".pyc")} == {
+        name for name in names if name.endswith(".py")
+    }
+
+
+def test_it_is_executable(tmp_path: Path) -> None:
+    """With a first line that finds Python, and its path given back."""
+    path = build_agent(str(tmp_path / "agent"))
+    assert os.access(path, os.X_OK)
+    assert path.read_bytes().startswith(b"#!/usr/bin/env python3\n")
+
+
+@pytest.mark.parametrize("interpreter", [*interpreters()], ids=os.path.basename)
+def test_it_serves_by_itself(interpreter: str, tmp_path: Path) -> None:
+    """Without site packages, from an empty directory; a second host is served like the first."""
+    agent = build_agent(tmp_path / "agent")
+    path = str(tmp_path / "socket")
+    command = [interpreter, "-I", "-S", str(agent), "--unix", path, "--log-level", "error"]
+    process = subprocess.Popen(command, cwd=tmp_path / "..", stderr=subprocess.PIPE)
+    try:
+        for _ in range(2):
+            with connect(path) as host:
+                request = messages.encode_request(messages.negotiate_request())
+                host.sendall(encode(Frame(MessageType.NEGOTIATE_PROTOCOL, 9, request)))
+                frames: list[Frame] = []
+                decoder = FrameDecoder()
+                while not frames:
+                    data = host.recv(1 << 16)
+                    assert data
+                    frames = decoder.feed(data)
+            answer = messages.Response.read(frames[0].payload)
+            assert (frames[0].id, answer.code) == (9, 0)
+        assert process.poll() is None
+    finally:
+        process.terminate()
+        _, errors = process.communicate(timeout=DEADLINE)
+    assert errors == b""
+
+
+def connect(path: str) -> socket.socket:
+    end = time.monotonic() + DEADLINE
+    while True:
+        host = socket.socket(socket.AF_UNIX)
+        host.settimeout(DEADLINE)
+        try:
+            host.connect(path)
+        except OSError:
+            host.close()
+            assert time.monotonic() < end, "the agent does not listen"
+            time.sleep(0.02)
+        else:
+            return host
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--unix", "a", "--vsock"], ["--unix", "a", "--device-timeout", "0"], ["--port"]],
+)
+def test_a_wrong_command_line_is_explained(arguments: list[str], tmp_path: Path) -> None:
+    """And nothing is served."""
+    command = [sys.executable, str(build_agent(tmp_path / "agent")), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "usage: hotlun-agent" in done.stderr
+
+
+def test_a_socket_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    """In one line."""
+    command = [sys.executable, str(build_agent(tmp_path / "agent"))]
+    command += ["--unix", str(tmp_path / "missing/socket")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
