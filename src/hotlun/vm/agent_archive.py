@@ -6,6 +6,7 @@ does; so it is kept by its sources.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from importlib import resources
@@ -26,9 +27,7 @@ async def agent_archive() -> bytes:
         async with shelf.lock(key):
             if (entry := shelf.find(key)) is None:
                 with shelf.building(key) as directory:
-                    archive = Archive()
-                    archive.file("agent.pyz", agent_bytes(), executable=True)
-                    _write(os.path.join(directory, _NAME), archive.finished())
+                    await asyncio.to_thread(_build, os.path.join(directory, _NAME))
                     entry = shelf.finish(key, directory)
     return _read(os.path.join(entry, _NAME))
 
@@ -42,9 +41,11 @@ def _sources() -> str:
     return fingerprint(sys.version, *(part for source in sources for part in source))
 
 
-def _write(path: str, content: bytes) -> None:
+def _build(path: str) -> None:
+    archive = Archive()
+    archive.file("agent.pyz", agent_bytes(), executable=True)
     with open(path, "wb") as file:
-        file.write(content)
+        file.write(archive.finished())
 
 
 def _read(path: str) -> bytes:

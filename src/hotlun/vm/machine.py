@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from typing import TYPE_CHECKING
+from typing import Any, cast, TYPE_CHECKING
 
 from hotlun.backends.bridge import BridgeGuestBackend
 from hotlun.backends.qemu import QEMUHostBackend
 from hotlun.bridge.client import BridgeConnection
-from hotlun.vm.guest_exec import GuestExec
+from hotlun.vm.errors import MachineError
+from hotlun.vm.guest_exec import GuestExec, RUN_TIMEOUT
 from hotlun.vm.hardware import Accelerator, Hardware
+from hotlun.vm.monitor import Monitor
 from hotlun.vm.power import power_on
 from hotlun.vm.process import Runtime
 
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
 
     from hotlun.vm.guest_exec import Completed
     from hotlun.vm.process import Process
-
-RUN_TIMEOUT = 60.0
 
 
 class Machine:
@@ -43,10 +43,12 @@ class Machine:
         process: Process,
         guest_exec: asyncio.Task[GuestExec],
     ) -> None:
-        self.host: QEMUHostBackend | None = None
-        self.guest: BridgeGuestBackend | None = None
+        # Typed for the usual case, so that it needs no assertion; None until connected.
+        self.host = cast("QEMUHostBackend", None)
+        self.guest = cast("BridgeGuestBackend", None)
         self.qmp_socket = runtime.socket("qmp")
         self.agent_socket = runtime.socket("agent")
+        self._control = runtime.socket("control")
         self.controllers = hardware.controller_ids
         self.pid = process.pid
         self._process = process
@@ -121,6 +123,20 @@ class Machine:
         """
         guest = await asyncio.shield(self._guest_exec)
         return await guest.run(["/bin/sh", "-c", command], timeout=timeout)
+
+    async def query(
+        self, command: str, arguments: dict[str, Any] | None = None, *, timeout: float = RUN_TIMEOUT
+    ) -> object:
+        """Run a QMP command over a monitor that is not the user's, and return its answer.
+
+        Raises:
+            MachineError: QEMU refused it, the VM has gone, or there was no answer in time.
+        """
+        try:
+            async with asyncio.timeout(timeout), Monitor.connect(self._control) as monitor:
+                return await monitor.execute(command, arguments)
+        except TimeoutError as error:
+            raise MachineError(f"no answer to {command} within {timeout:g} s") from error
 
     async def wait(self) -> None:
         """Return when the VM has ended, whoever ended it."""

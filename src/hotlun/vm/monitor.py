@@ -1,6 +1,6 @@
 """Our own QMP connection to a VM, beside the one that is left to the user.
 
-Needed only while a VM starts: to take a snapshot and to restore one.
+For taking a snapshot and restoring one, and for looking at a VM from the side.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Monitor:
                 async with asyncio.timeout(_DISCONNECT_TIMEOUT):
                     await client.disconnect()
 
-    async def execute(self, command: str, arguments: dict[str, Any] | None = None) -> None:
-        """Run a command that has nothing to answer."""
-        await self._client.execute(command, arguments)
+    async def execute(self, command: str, arguments: dict[str, Any] | None = None) -> object:
+        """Run a command and return its answer."""
+        return await self._client.execute(command, arguments)
 
     async def save(self, descriptor: int) -> None:
         """Write the stopped VM's state to an open file."""

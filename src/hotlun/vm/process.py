@@ -121,7 +121,7 @@ class Process:
             )
         if not detached:
             return cls(child.pid, runtime, child)
-        code = await child.wait()
+        code = await cls._daemonized(child, runtime)
         if code != 0:
             raise MachineError(
                 f"QEMU did not start (exit status {code}): {runtime.last_words()}",
@@ -129,6 +129,17 @@ class Process:
                 detail=runtime.last_words(),
             )
         return cls(runtime.daemon_pid(), runtime, None)
+
+    @classmethod
+    async def _daemonized(cls, child: asyncio.subprocess.Process, runtime: Runtime) -> int:
+        waiting = asyncio.ensure_future(child.wait())
+        try:
+            return await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            # A quarter of a second. Killed before, it would leave its daemon to itself.
+            if await waiting == 0:
+                await cls(runtime.daemon_pid(), runtime, None).end()
+            raise
 
     async def end(self) -> None:
         """Ask QEMU to end, wait, kill it if it does not. Returns when it is gone."""

@@ -210,8 +210,9 @@ def _read(name: str) -> RunningMachine | None:
 
 
 def _start_time(pid: int) -> int:
-    """When the process started; -1 if there is none."""
+    """When the process started; -1 if it has ended, reaped or not."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8") as file:
         # The second field is the program's name, in parentheses, and may contain anything.
-        return int(file.read().rpartition(")")[2].split()[19])
+        state, *fields = file.read().rpartition(")")[2].split()
+        return -1 if state in "ZX" else int(fields[18])
     return -1

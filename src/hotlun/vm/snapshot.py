@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("hotlun.vm")
 
-KEEP = 8
+KEEP = 6
 """How many are kept. One has about 110 MB; each change of the agent makes a new one."""
 
 _STATE = "state"

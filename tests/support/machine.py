@@ -1,0 +1,138 @@
+"""What a VM looks like from outside our code: the guest's mounts and devices, QEMU's nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hotlun.vm import Machine
+
+FIRST_CONTROLLER = 0x10
+"""The PCI device number of `scsi0`; the others follow."""
+
+_LOOK = r"""
+cat /proc/self/mountinfo
+echo =
+for device in /sys/bus/scsi/devices/[0-9]*:*; do
+    [ -e "$device" ] || continue
+    echo "$(readlink -f "$device") $(ls "$device/block" 2>/dev/null)"
+done
+echo =
+ls /sys/block
+echo =
+ls /sys/class/block/dm-* -d 2>/dev/null
+"""
+
+
+@dataclass(frozen=True)
+class MountInfo:
+    """One line of /proc/self/mountinfo (proc(5)), less its numbers."""
+
+    path: str
+    device: str
+    root: str
+    filesystem: str
+    options: frozenset[str]
+    super_options: frozenset[str]
+    propagation: tuple[str, ...]
+
+
+@dataclass(frozen=True, order=True)
+class ScsiDevice:
+    """A SCSI device as the guest's kernel has it; `block` is sda, for instance."""
+
+    controller: int
+    lun: int
+    block: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Everything about a VM that attaching and mounting change."""
+
+    mounts: tuple[MountInfo, ...]
+    scsi: tuple[ScsiDevice, ...]
+    block: tuple[str, ...]
+    mapped: tuple[str, ...]
+    nodes: tuple[str, ...]
+    devices: tuple[str, ...]
+    fdsets: tuple[int, ...]
+
+    def mount_at(self, path: str) -> MountInfo | None:
+        """What is mounted at `path` (the topmost, if several are)."""
+        return next((mount for mount in reversed(self.mounts) if mount.path == path), None)
+
+
+async def look(vm: Machine) -> Seen:
+    """Ask the guest and QEMU; neither through the bridge nor through the user's monitor."""
+    # One after another: the side monitor serves one client at a time.
+    nodes = _dicts(await vm.query("query-named-block-nodes", {"flat": True}))
+    devices = _dicts(await vm.query("qom-list", {"path": "/machine/peripheral"}))
+    fdsets = _dicts(await vm.query("query-fdsets"))
+    done = await vm.run(_LOOK)
+    mounts, scsi, block, mapped = (part.splitlines() for part in done.stdout.split("=\n"))
+    return Seen(
+        mounts=tuple(_mount(line) for line in mounts),
+        scsi=tuple(sorted(_scsi(line) for line in scsi)),
+        block=tuple(block),
+        mapped=tuple(mapped),
+        nodes=tuple(sorted(node["node-name"] for node in nodes)),
+        devices=tuple(sorted(device["name"] for device in devices)),
+        fdsets=tuple(sorted(fdset["fdset-id"] for fdset in fdsets)),
+    )
+
+
+async def mounted(vm: Machine, path: str) -> MountInfo | None:
+    """What the guest says is mounted at `path`."""
+    done = await vm.run("cat /proc/self/mountinfo")
+    found = [mount for mount in map(_mount, done.stdout.splitlines()) if mount.path == path]
+    return found[-1] if found else None
+
+
+async def eventually(vm: Machine, expected: Seen, *, timeout: float = 20.0) -> Seen:
+    """Look until the VM is as expected, or the deadline has passed; what was seen last.
+
+    The guest's kernel may still be taking a device apart when the last release returns
+    (its block device's directory goes after the device itself).
+    """
+    deadline = asyncio.get_running_loop().time() + timeout
+    while (seen := await look(vm)) != expected:
+        if asyncio.get_running_loop().time() > deadline:
+            break
+    return seen
+
+
+def _dicts(answer: object) -> list[dict[str, Any]]:
+    assert isinstance(answer, list), json.dumps(answer)
+    return answer
+
+
+def _mount(line: str) -> MountInfo:
+    before, _, after = line.partition(" - ")
+    _, _, _, root, path, options, *propagation = before.split(" ")
+    filesystem, device, super_options = after.split(" ", 2)
+    return MountInfo(
+        path=_unescaped(path),
+        device=_unescaped(device),
+        root=_unescaped(root),
+        filesystem=filesystem,
+        options=frozenset(options.split(",")),
+        super_options=frozenset(super_options.split(",")),
+        propagation=tuple(field.partition(":")[0] for field in propagation),
+    )
+
+
+def _unescaped(field: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), field)
+
+
+def _scsi(line: str) -> ScsiDevice:
+    path, _, block = line.partition(" ")
+    address = re.search(r"/0000:00:([0-9a-f]{2})\.0/", path)
+    assert address is not None, line
+    lun = int(path.rpartition(":")[2])
+    return ScsiDevice(int(address[1], 16) - FIRST_CONTROLLER, lun, block)
