@@ -290,6 +290,24 @@ def test_a_busy_mount_names_who_keeps_it(guest: FakeGuest, ext4: str, tmp_path: 
     assert mounted_at(path) == [("ext4", ext4)]
 
 
+def test_a_mounted_disk_is_not_unplugged(guest: FakeGuest, ext4: str, tmp_path: Path) -> None:
+    """The kernel's own word that it is held comes first, and then who holds it."""
+    add(guest, tmp_path / "m0")
+    with pytest.raises(RequestError, match=rf"is in use: loop\d+ is mounted at {tmp_path}/m0"):
+        guest.disks.unplug(settings("", 1).slot)
+    assert (guest.sysfs(1) / "delete").read_text() == ""
+
+
+def test_a_disk_opened_for_one_alone_is_not_unplugged(guest: FakeGuest, ext4: str) -> None:
+    """Though nothing shows who that is."""
+    mine = os.open(ext4, os.O_RDONLY | os.O_EXCL)
+    try:
+        with pytest.raises(RequestError, match="something in the kernel, or a process"):
+            guest.disks.unplug(settings("", 1).slot)
+    finally:
+        os.close(mine)
+
+
 def test_paths_with_odd_characters(guest: FakeGuest, ext4: str, tmp_path: Path) -> None:
     """Blanks, backslashes, line ends and letters of all kinds are as good as others."""
     path = tmp_path / "a b\\c\nd#\u00e9\u2028e\x0cf"

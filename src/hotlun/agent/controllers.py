@@ -27,6 +27,7 @@ VMBUS_GUIDS = (
 """hcsshim's `ScsiControllerGuids`: version-5 UUIDs of "0" to "3"."""
 
 _HOST = re.compile(r"host(\d+)")
+_VIRTIO = re.compile(r"virtio\d+")
 _PCI = re.compile(r"([0-9a-f]{4,}):([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])")
 
 
@@ -59,9 +60,9 @@ def scsi_host(kernel: Kernel, controller: int) -> int:
 def _virtio_controllers(kernel: Kernel) -> list[str]:
     driver = os.path.join(kernel.sys, "bus/virtio/drivers/virtio_scsi")
     devices = [
-        os.path.realpath(os.path.join(driver, name))
+        kernel.target(os.path.join(driver, name))
         for name in kernel.names(driver)
-        if re.fullmatch(r"virtio\d+", name)
+        if _VIRTIO.fullmatch(name)
     ]
     return sorted(devices, key=_bus_address)
 

@@ -23,15 +23,21 @@ def users(kernel: Kernel, disk: str) -> list[str]:
     Args:
         disk: its directory in sysfs.
     """
-    parts = [disk] + [
-        os.path.join(disk, name)
-        for name in kernel.names(disk)
-        if os.path.exists(os.path.join(disk, name, "partition"))
-    ]
+    parts = [disk, *(os.path.join(disk, name) for name in partitions(kernel, disk))]
     found = [user for part in parts for user in _stacked(kernel, part)]
     found += _mounts(kernel, parts)
     more = len(found) - _ENOUGH
     return [*found[:_ENOUGH], f"and {more} more"] if more > 0 else found
+
+
+def partitions(kernel: Kernel, disk: str) -> list[str]:
+    """The names of a disk's partitions, which the kernel shows as directories in its own."""
+    return [
+        name
+        for name in kernel.names(disk)
+        if name.startswith(os.path.basename(disk))
+        and os.path.exists(os.path.join(disk, name, "partition"))
+    ]
 
 
 def keeping_busy(kernel: Kernel, mount: Mount, text: str) -> list[str]:

@@ -97,11 +97,12 @@ class ScsiDisks:
             RequestError: it is in use, and by what; or it is still there at the deadline.
         """
         address = self._address(slot)
-        device = os.path.join(self._kernel.sys, "bus/scsi/devices", address)
-        if not os.path.exists(device):
+        try:
+            device = self._kernel.target(self._on_bus(address))
+        except FileNotFoundError:
             return
         disk = self._disk(slot, address)
-        paths = [os.path.realpath(device)] + ([disk.sysfs] if disk else [])
+        paths = [device, *([disk.sysfs] if disk else ())]
         with self._claimed(disk):
             threading.Thread(
                 target=self._delete, args=(device, address), name=f"delete {address}", daemon=True
@@ -121,27 +122,25 @@ class ScsiDisks:
         """Hold the disk so that nothing can mount it any more.
 
         An exclusive open fails while anything in the kernel holds the disk or a
-        partition of it; who that is, is looked for separately.
+        partition of it, in whatever namespace. Only then, and without a node that
+        can be opened, is it worth the time to look for who that is.
         """
         if disk is None:
             yield
             return
-        users = holders.users(self._kernel, disk.sysfs)
-        if users:
-            raise RequestError(f"{disk} is in use: {'; '.join(users)}")
         try:
             claim = os.open(disk.node, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
-            if error.errno == errno.EBUSY:
-                raise RequestError(
-                    f"{disk} is in use: something in the kernel holds it, or a process has "
-                    "opened it for itself alone"
-                ) from None
-            claim = None  # without a node or a medium there is nothing to claim
-        try:
+            users = holders.users(self._kernel, disk.sysfs)
+            if error.errno == errno.EBUSY and not users:
+                users = ["something in the kernel, or a process for itself alone"]
+            if users:
+                raise RequestError(f"{disk} is in use: {'; '.join(users)}") from None
             yield
-        finally:
-            if claim is not None:
+        else:
+            try:
+                yield
+            finally:
                 os.close(claim)
 
     def _delete(self, device: str, address: str) -> None:
@@ -160,8 +159,14 @@ class ScsiDisks:
     def _address(self, slot: Slot) -> str:
         return f"{scsi_host(self._kernel, slot.controller)}:0:0:{slot.lun}"
 
+    def _on_bus(self, address: str) -> str:
+        return os.path.join(self._kernel.sys, "bus/scsi/devices", address)
+
     def _disk(self, slot: Slot, address: str) -> BlockDevice | None:
-        block = os.path.join(self._kernel.sys, "bus/scsi/devices", address, "block")
+        try:
+            block = os.path.join(self._kernel.target(self._on_bus(address)), "block")
+        except FileNotFoundError:
+            return None
         names = self._kernel.names(block)
         if len(names) > 1:
             raise RequestError(
@@ -183,7 +188,7 @@ class ScsiDisks:
             return None
         name = os.path.basename(path)
         node = os.path.join(self._kernel.dev, name)
-        return BlockDevice(slot, name, node, number, os.path.realpath(path))
+        return BlockDevice(slot, name, node, number, path)
 
     def _wait_for_node(self, device: BlockDevice, address: str, deadline: Deadline) -> None:
         ready = self._uevents.wait_until(
@@ -201,7 +206,7 @@ class ScsiDisks:
     ) -> BlockDevice:
         """Wait until it shows, or until the kernel has read the table and it is not in it."""
         grace = Deadline(min(_PARTITION_GRACE, deadline.remaining()))
-        sysfs = disk.sysfs[len(os.path.realpath(self._kernel.sys)) :]
+        sysfs = disk.sysfs[len(self._kernel.sys) :]
 
         def look() -> BlockDevice | bool | None:
             complete = self._uevents.was_announced(sysfs) or not grace.remaining()
@@ -211,11 +216,7 @@ class ScsiDisks:
         found = self._uevents.wait_until(look, address, deadline)
         if isinstance(found, BlockDevice):
             return found
-        others = [
-            name
-            for name in self._kernel.names(disk.sysfs)
-            if os.path.exists(os.path.join(disk.sysfs, name, "partition"))
-        ]
+        others = holders.partitions(self._kernel, disk.sysfs)
         raise RequestError(
             f"{disk} has no partition {partition}; "
             + (f"it has {', '.join(others)}" if others else "it has none"),
