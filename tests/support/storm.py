@@ -144,17 +144,13 @@ class Storm:
     def faults_end(self) -> None:
         self.host.clear_faults()
         self.guest.clear_faults()
-        for gate in self.gates:
-            gate.open()
 
     async def tasks_end(self) -> None:
         while self.tasks:
             await asyncio.wait(self.tasks)
 
 
-def assert_consistent(
-    manager: Manager, host: MemoryHostBackend, guest: MemoryGuestBackend
-) -> None:
+def assert_consistent(manager: Manager, host: MemoryHostBackend, guest: MemoryGuestBackend) -> None:
     """The snapshots and the backends tell the same story."""
     slots: dict[str, Slot] = {}
     for mount in manager.mounts:

@@ -74,6 +74,7 @@ class _Script:
         """How many calls of each operation changed something."""
         self._delay = delay
         self._faults: dict[str, list[_Fault]] = {}
+        self._gates: list[Gate] = []
 
     def fail(self, operation: str, error: BaseException, *, at: int = 1) -> None:
         """The `at`-th call from now raises this, and nothing happens."""
@@ -87,12 +88,15 @@ class _Script:
     def stall(self, operation: str, *, at: int = 1) -> Gate:
         """The `at`-th call from now waits at the gate that is returned, before anything happens."""
         gate = Gate()
+        self._gates.append(gate)
         self._add(operation, _Fault(at, gate=gate))
         return gate
 
     def clear_faults(self) -> None:
-        """Forget the faults whose call has not come yet."""
+        """Forget the faults whose call has not come yet, and open every gate."""
         self._faults.clear()
+        for gate in self._gates:
+            gate.open()
 
     def count(self, operation: str) -> int:
         """How many calls of this operation have come."""

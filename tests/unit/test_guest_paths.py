@@ -1,0 +1,160 @@
+"""Rules 3 and 4: guest paths never collide, and generated ones are the lowest that fit."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from support.memory import A, B, C, EXT4, VM, XFS
+
+from hotlun import GuestPathConflictError, Manager
+from hotlun.backends.memory import MemoryGuestBackend, MemoryHostBackend
+from hotlun.guest_paths import GuestPaths, normalise
+
+
+@pytest.mark.parametrize(
+    ("written", "normal"),
+    [
+        ("/a", "/a"),
+        ("/a/", "/a"),
+        ("//a//b", "/a/b"),
+        ("/./a/./b/.", "/a/b"),
+        ("/a b", "/a b"),
+        ("/...", "/..."),
+    ],
+)
+def test_linux_spellings(written: str, normal: str) -> None:
+    """One spelling for `//`, `.` and a trailing slash."""
+    assert normalise(written, "linux") == normal
+
+
+@pytest.mark.parametrize("path", ["a", "./a", "/a/../b", "/..", "/", "//", "/a\0b", "/\udc80"])
+def test_linux_paths_that_can_never_be_right(path: str) -> None:
+    """Relative, `..`, NUL, the root itself, and what no text can carry."""
+    with pytest.raises(ValueError, match="guest"):
+        normalise(path, "linux")
+
+
+@pytest.mark.parametrize(
+    ("written", "normal"),
+    [(r"c:\a", r"c:\a"), ("c:/a/b", r"c:\a\b"), ("D:\\a\\\\b\\", r"D:\a\b")],
+)
+def test_windows_spellings(written: str, normal: str) -> None:
+    """Both separators, a drive, no trailing one."""
+    assert normalise(written, "windows") == normal
+
+
+@pytest.mark.parametrize("path", ["/a", r"c:a", r"\a", r"c:\a\..\b", "c:\\"])
+def test_windows_paths_that_can_never_be_right(path: str) -> None:
+    """No drive, drive-relative, `..`, the drive's root."""
+    with pytest.raises(ValueError, match="guest"):
+        normalise(path, "windows")
+
+
+@pytest.mark.parametrize("path", ["/m/x", "/m/x/", "/m//x", "/m", "/m/x/y", "/m/x/y/z"])
+async def test_equal_above_or_below_conflicts(vm: VM, path: str) -> None:
+    """Before any I/O, whatever the spelling."""
+    await vm.add(A, guest_path="/m/x")
+    vm.said()
+    with pytest.raises(GuestPathConflictError):
+        await vm.add(B, guest_path=path)
+    assert vm.said() == []
+    assert vm.status(0, 1).state == "free"
+
+
+async def test_neighbours_do_not_conflict(vm: VM) -> None:
+    """A common beginning of the name is no folder."""
+    await vm.add(A, guest_path="/m/x")
+    assert (await vm.add(B, guest_path="/m/xy")).guest_path == "/m/xy"
+    assert (await vm.add(C, guest_path="/m/w")).guest_path == "/m/w"
+
+
+async def test_windows_paths_conflict_without_case() -> None:
+    """c:\\A is c:\\a there."""
+    guest = MemoryGuestBackend(os_type="windows", controllers=1)
+    async with Manager(MemoryHostBackend(), guest) as manager:
+        await manager.add_virtual_disk(A, mount=EXT4, guest_path=r"c:\A")
+        with pytest.raises(GuestPathConflictError):
+            await manager.add_virtual_disk(B, mount=EXT4, guest_path=r"C:/a/b")
+
+
+async def test_a_path_is_taken_when_the_add_is_decided(vm: VM) -> None:
+    """Of two racing adds the second fails, though nothing is mounted yet."""
+    one, two = await asyncio.gather(
+        vm.add(A, guest_path="/m"), vm.add(B, guest_path="/m"), return_exceptions=True
+    )
+    assert not isinstance(one, BaseException)
+    assert isinstance(two, GuestPathConflictError)
+    assert "attach" in vm.said()
+
+
+async def test_another_config_of_the_same_disk_may_not_have_the_path(vm: VM) -> None:
+    """Two guest mounts never share a path."""
+    await vm.add(guest_path="/m")
+    with pytest.raises(GuestPathConflictError):
+        await vm.add(mount=XFS, guest_path="/m")
+
+
+async def test_a_released_path_is_free_again(vm: VM) -> None:
+    """And so are the folders above it."""
+    await (await vm.add(A, guest_path="/m/x")).release()
+    assert (await vm.add(B, guest_path="/m")).guest_path == "/m"
+
+
+async def test_a_path_of_a_failed_mount_is_free_again(vm: VM) -> None:
+    """Nothing of a failed add stays."""
+    vm.guest.fail("mount", OSError("no"))
+    with pytest.raises(OSError, match="no"):
+        await vm.add(A, guest_path="/m")
+    await vm.add(B, guest_path="/m")
+
+
+async def test_generated_paths_take_the_lowest_number(vm: VM) -> None:
+    """Released numbers come again, lowest first."""
+    mounts = [await vm.add(f"/disks/{n}.img") for n in range(4)]
+    assert [m.guest_path for m in mounts] == [f"/run/mounts/scsi/m{n}" for n in range(4)]
+    await mounts[2].release()
+    await mounts[1].release()
+    assert (await vm.add(A)).guest_path == "/run/mounts/scsi/m1"
+    assert (await vm.add(B)).guest_path == "/run/mounts/scsi/m2"
+
+
+async def test_generated_paths_avoid_stated_ones(vm: VM) -> None:
+    """Also such that lie below; and the number counts again once they are gone."""
+    below = await vm.add("/disks/0.img", guest_path="/run/mounts/scsi/m0/data")
+    same = await vm.add("/disks/1.img", guest_path="/run/mounts/scsi/m1")
+    assert (await vm.add(A)).guest_path == "/run/mounts/scsi/m2"
+    await below.release()
+    assert (await vm.add(B)).guest_path == "/run/mounts/scsi/m0"
+    await same.release()
+    assert (await vm.add(C)).guest_path == "/run/mounts/scsi/m1"
+
+
+async def test_a_path_that_blocks_every_generated_one(vm: VM) -> None:
+    """If none can ever fit that is an error, not a search for ever."""
+    await vm.add(A, guest_path="/run/mounts")
+    vm.said()
+    with pytest.raises(GuestPathConflictError, match="/run/mounts"):
+        await vm.add(B)
+    assert vm.said() == []
+
+
+async def test_the_default_format_is_the_guests() -> None:
+    """Windows guests have drives."""
+    guest = MemoryGuestBackend(os_type="windows", controllers=1)
+    async with Manager(MemoryHostBackend(), guest) as manager:
+        mount = await manager.add_virtual_disk(A, mount=EXT4)
+        assert mount.guest_path == r"c:\mounts\scsi\m0"
+
+
+async def test_a_format_of_the_callers_own() -> None:
+    """The number may stand anywhere."""
+    async with VM(guest_mount_format="/mnt/%d/data/") as vm:
+        assert (await vm.add()).guest_path == "/mnt/0/data"
+
+
+@pytest.mark.parametrize("pattern", ["/m", "/m%d%d", "/m%s", "/m%%d", "m%d", "/%d/..", "/m%d\0"])
+def test_a_wrong_format_is_refused_at_once(pattern: str) -> None:
+    """Exactly one %d, and an absolute path."""
+    with pytest.raises(ValueError, match=r"guest"):
+        GuestPaths(pattern, "linux")
