@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -17,13 +17,14 @@ class HangError(BaseException):
     """The code did not come to an end in time."""
 
 
-def run_bounded(main: Coroutine[object, object, T], seconds: float = 20) -> T:
-    """Run a coroutine on a loop of its own, and stop that loop if it takes too long.
+def bounded(
+    loop: asyncio.AbstractEventLoop, main: Coroutine[object, object, T], seconds: float = 20
+) -> T:
+    """Run a coroutine to its end, and stop the loop itself if that takes too long.
 
-    The alarm stops the loop itself, so a task that catches everything cannot
-    outlive it; a second alarm breaks into code that never returns to the loop.
+    A task that catches everything cannot outlive the alarm; a second one breaks
+    into code that never returns to the loop.
     """
-    loop = asyncio.new_event_loop()
     rings = 0
 
     def ring(signum: int, frame: FrameType | None) -> None:
@@ -40,18 +41,22 @@ def run_bounded(main: Coroutine[object, object, T], seconds: float = 20) -> T:
     try:
         return loop.run_until_complete(task)
     except RuntimeError:
-        if task.done():
+        if not rings:
             raise
-        _hung(loop, seconds)
+        tasks = "\n".join(str(task) for task in asyncio.all_tasks(loop))
+        raise HangError(f"not at an end after {seconds} s:\n{tasks}") from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-        if not rings:
-            leftover = asyncio.all_tasks(loop)
-            loop.close()
-            assert not leftover, leftover
 
 
-def _hung(loop: asyncio.AbstractEventLoop, seconds: float) -> NoReturn:
-    tasks = "\n".join(str(task) for task in asyncio.all_tasks(loop))
-    raise HangError(f"not at an end after {seconds} s:\n{tasks}")
+def run_bounded(main: Coroutine[object, object, T], seconds: float = 20) -> T:
+    """The same on a loop of its own, on which nothing may be left."""
+    loop = asyncio.new_event_loop()
+    try:
+        result = bounded(loop, main, seconds)
+        leftover = asyncio.all_tasks(loop)
+        assert not leftover, leftover
+    finally:
+        loop.close()
+    return result
