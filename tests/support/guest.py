@@ -100,11 +100,11 @@ class FakeGuest:
         (self.sys / "bus/scsi/devices" / self.address(lun)).unlink()
         shutil.rmtree(self.sysfs(lun))
 
-    def announce(self, path: Path, action: str = "add", subsystem: str = "block") -> None:
+    def announce(self, path: Path, action: str = "add") -> None:
         """The kernel's event about a device in sysfs."""
         device = "/" + str(path.relative_to(self.sys))
         fields = (f"{action}@{device}", f"ACTION={action}", f"DEVPATH={device}")
-        message = "\0".join((*fields, f"SUBSYSTEM={subsystem}", ""))
+        message = "\0".join((*fields, "SUBSYSTEM=block", ""))
         self._events.send(message.encode())
 
 

@@ -191,7 +191,7 @@ def test_unplug_returns_when_the_device_is_gone(guest: FakeGuest) -> None:
         while (path / "delete").read_text() != "1\n" and time.monotonic() < end:
             time.sleep(0.01)
         guest.remove_disk(1)
-        guest.announce(path, "remove", "scsi")
+        guest.announce(path, "remove")
 
     acting = threading.Thread(target=kernel)
     acting.start()

@@ -1,13 +1,15 @@
 """Requests side by side, those of one disk one after another.
 
-A lane lives while it has work; it has one thread then. Lanes belong to the agent,
-not to a connection: what a host that is gone had begun, and what the next one asks
-for about the same disk, must not meet.
+A lane lives while it has work; it has one thread then, and some threads are kept
+for the next one, as making them takes longer than much of the work. Lanes belong to
+the agent, not to a connection: what a host that is gone had begun, and what the
+next one asks for about the same disk, must not meet.
 """
 
 from __future__ import annotations
 
 import collections
+import queue
 import threading
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 _WAITING_MAX = 4096
 """Requests begun or waiting; a host that sends more is not read from meanwhile."""
 
+_IDLE_MAX = 16
+"""Threads kept without work."""
+
 
 class Lanes:
     """Runs jobs in threads, in order within a lane."""
@@ -25,6 +30,8 @@ class Lanes:
         self._lock = threading.Lock()
         self._waiting: dict[Hashable, collections.deque[Callable[[], None]]] = {}
         self._room = threading.BoundedSemaphore(_WAITING_MAX)
+        self._idle = 0
+        self._handed_over: queue.SimpleQueue[Hashable] = queue.SimpleQueue()
 
     def submit(self, lane: Hashable, job: Callable[[], None]) -> None:
         """Have the job done when the lane's earlier ones are. It must not raise.
@@ -38,10 +45,12 @@ class Lanes:
                 self._waiting[lane].append(job)
                 return
             self._waiting[lane] = collections.deque([job])
+            if self._idle:
+                self._idle -= 1
+                self._handed_over.put(lane)
+                return
             try:
-                threading.Thread(
-                    target=self._work, args=(lane,), name=f"disk {lane}", daemon=True
-                ).start()
+                threading.Thread(target=self._work, args=(lane,), name="disks", daemon=True).start()
             except RuntimeError:
                 del self._waiting[lane]
                 self._room.release()
@@ -49,12 +58,29 @@ class Lanes:
 
     def _work(self, lane: Hashable) -> None:
         while True:
-            with self._lock:
-                if not self._waiting[lane]:
-                    del self._waiting[lane]
-                    return
-                job = self._waiting[lane].popleft()
-            try:
-                job()
-            finally:
-                self._room.release()
+            job = self._next(lane)
+            if job is not None:
+                try:
+                    job()
+                finally:
+                    self._room.release()
+            elif self._stays():
+                lane = self._handed_over.get()
+            else:
+                return
+
+    def _next(self, lane: Hashable) -> Callable[[], None] | None:
+        """The lane's next job; without one the lane ends."""
+        with self._lock:
+            if self._waiting[lane]:
+                return self._waiting[lane].popleft()
+            del self._waiting[lane]
+            return None
+
+    def _stays(self) -> bool:
+        """Whether a thread without work is to wait for a lane."""
+        with self._lock:
+            if self._idle == _IDLE_MAX:
+                return False
+            self._idle += 1
+            return True

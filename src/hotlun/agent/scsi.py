@@ -104,9 +104,11 @@ class ScsiDisks:
         disk = self._disk(slot, address)
         paths = [device, *([disk.sysfs] if disk else ())]
         with self._claimed(disk):
-            threading.Thread(
-                target=self._delete, args=(device, address), name=f"delete {address}", daemon=True
-            ).start()
+            deletion = threading.Thread(
+                target=_delete, args=(device,), name=f"delete {address}", daemon=True
+            )
+            deletion.start()
+            deletion.join(deadline.remaining())
             gone = self._uevents.wait_until(
                 lambda: None if any(map(os.path.exists, paths)) else True, address, deadline
             )
@@ -142,19 +144,6 @@ class ScsiDisks:
                 yield
             finally:
                 os.close(claim)
-
-    def _delete(self, device: str, address: str) -> None:
-        """Write to `delete`, which returns when it is done; a dead disk can put that off.
-
-        The kernel announces a removal before sysfs shows it, so this says when to look.
-        """
-        with contextlib.suppress(OSError):  # what counts is whether the device is gone
-            file = os.open(os.path.join(device, "delete"), os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.write(file, b"1\n")
-            finally:
-                os.close(file)
-        self._uevents.wake(address)
 
     def _address(self, slot: Slot) -> str:
         return f"{scsi_host(self._kernel, slot.controller)}:0:0:{slot.lun}"
@@ -237,3 +226,16 @@ def _is_ready(device: BlockDevice) -> bool:
             return False
         raise RequestError(f"{device}: {device.node} cannot be opened: {words(error)}") from error
     return True
+
+
+def _delete(device: str) -> None:
+    """Write to `delete`, which returns when it is done; a dead disk can put that off.
+
+    Events do not say when: the kernel announces a removal before sysfs shows it.
+    """
+    with contextlib.suppress(OSError):  # what counts is whether the device is gone
+        file = os.open(os.path.join(device, "delete"), os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(file, b"1\n")
+        finally:
+            os.close(file)

@@ -4,6 +4,10 @@ One netlink socket for all who wait, as every socket gets every event: with one
 each, 64 disks plugged at once would wake 64 threads for each of some 300 events.
 The socket is open before anybody looks at sysfs, so what happens after a look is
 always heard of.
+
+Only block devices' events count. A disk's is the last of some six that tell of it
+(`device_add_disk`, Linux 6.1: announced once its partitions are there), so that a
+waiter is woken once, and then finds everything.
 """
 
 from __future__ import annotations
@@ -24,8 +28,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _NETLINK_KOBJECT_UEVENT = 15
-_KERNEL_GROUP, _UDEV_GROUP = 1, 2
-"""udev tells its own group when it has made the node in /dev, if there is an udev."""
+_KERNEL_GROUP = 1
 
 _RECEIVE_BUFFER = 4 << 20
 _LOOK_AGAIN = 0.5
@@ -69,10 +72,10 @@ class Uevents:
 
     @contextlib.contextmanager
     def watch(self, device: str) -> Iterator[threading.Event]:
-        """An event that is set when something happens to `device`, or below it.
+        """An event that is set when something happens to a block device below `device`.
 
         Args:
-            device: the name of a directory in a device's sysfs path, such as `2:0:0:1`.
+            device: the name of a directory in its sysfs path, such as `2:0:0:1`.
         """
         changed = threading.Event()
         with self._lock:
@@ -121,12 +124,6 @@ class Uevents:
         with self._lock:
             return path in self._announced
 
-    def wake(self, device: str) -> None:
-        """Have those who wait for a device look again."""
-        with self._lock:
-            for changed in self._watches.get(device, ()):
-                changed.set()
-
     def wake_all(self) -> None:
         """Have everybody look again."""
         with self._lock:
@@ -149,19 +146,16 @@ class Uevents:
             self._heard(data)
 
     def _heard(self, data: bytes) -> None:
-        """Note one event. The kernel's are `add@/devices/...` and `KEY=value`, divided by NUL."""
-        fields = {}
-        for field in data.split(b"\0"):
-            key, _, value = field.partition(b"=")
-            fields[key] = value.decode("utf-8", "replace")
-        path = fields.get(b"DEVPATH", "")
+        """Note one event: `add@/devices/...`, then `KEY=value`s that say no more, after NULs."""
+        head = data.partition(b"\0")[0].decode("utf-8", "replace")
+        if "/block/" not in head:
+            return
+        action, _, path = head.partition("@")
         with self._lock:
-            if fields.get(b"SUBSYSTEM") == "block":
-                action = fields.get(b"ACTION")
-                if action == "add":
-                    self._announced.add(path)
-                elif action == "remove":
-                    self._announced.discard(path)
+            if action == "add":
+                self._announced.add(path)
+            elif action == "remove":
+                self._announced.discard(path)
             for part in path.split("/"):
                 for changed in self._watches.get(part, ()):
                     changed.set()
@@ -172,5 +166,5 @@ def _open_netlink() -> socket.socket:
     # 33 is SO_RCVBUFFORCE, which Python has no name for: beyond the usual limit, for root.
     with contextlib.suppress(OSError):
         source.setsockopt(socket.SOL_SOCKET, 33, _RECEIVE_BUFFER)
-    source.bind((0, _KERNEL_GROUP | _UDEV_GROUP))
+    source.bind((0, _KERNEL_GROUP))
     return source
