@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hotlun.containers import qcow2, vhd, vhdx
-from hotlun.containers.file import ImageFile, SECTOR
+from hotlun.containers.file import SECTOR, ImageFile
 from hotlun.errors import BackendError
 from hotlun.model import ImageFormat
 

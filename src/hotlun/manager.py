@@ -423,22 +423,23 @@ class Manager:
         """
         if self._phase is _Phase.NEW:
             raise self._not_open()
-        errors: list[Exception] = []
-        tried: set[Handle | DiskState | MountState] = set()
-        for _ in range(2):  # the second for what the first left without an owner
-            handles = [handle for handle in self._mounts if handle not in tried]
-            orphans = [orphan for orphan in self._orphans() if orphan[0] not in tried]
-            tried.update(handles, (thing for thing, _ in orphans))
-            outcomes = await asyncio.gather(
-                *(self._release(handle) for handle in handles),
-                *(self._finish(thing, disk) for thing, disk in orphans),
-                return_exceptions=True,
-            )
-            errors += (
-                error
-                for error in outcomes
-                if isinstance(error, Exception) and not isinstance(error, AlreadyReleasedError)
-            )
+        handles = list(self._mounts)
+        orphans = list(self._orphans())
+        outcomes = await asyncio.gather(
+            *(self._release(handle) for handle in handles),
+            *(self._finish(thing, disk) for thing, disk in orphans),
+            return_exceptions=True,
+        )
+        tried = {thing for thing, _ in orphans}
+        outcomes += await asyncio.gather(  # what came to have no owner meanwhile
+            *(self._finish(thing, disk) for thing, disk in self._orphans() if thing not in tried),
+            return_exceptions=True,
+        )
+        errors = [
+            error
+            for error in outcomes
+            if isinstance(error, Exception) and not isinstance(error, AlreadyReleasedError)
+        ]
         if errors:
             raise ExceptionGroup(
                 "not everything could be released: slots() tells what is left, "

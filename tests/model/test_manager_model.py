@@ -18,15 +18,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
+    RuleBasedStateMachine,
     consumes,
     initialize,
     invariant,
     precondition,
     rule,
-    RuleBasedStateMachine,
 )
 from support.hang import bounded
-from support.storm import assert_drained, CONFIGS, EXPECTED
+from support.storm import CONFIGS, EXPECTED, assert_drained
 
 from hotlun import (
     AlreadyReleasedError,
@@ -120,8 +120,6 @@ class ManagerMachine(RuleBasedStateMachine):
 
     @rule()
     def release_all(self) -> None:
-        for held in self.held:
-            held.is_certain = False
         self._start(self._release_all())
 
     # --- What must hold ---
@@ -197,6 +195,8 @@ class ManagerMachine(RuleBasedStateMachine):
             self.held.remove(held)
 
     async def _release_all(self) -> None:
+        for held in self.held:
+            held.is_certain = False
         with contextlib.suppress(ExceptionGroup):
             await self.manager.release_all()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Self, TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from hotlun import Manager, MountConfig, Slot, SlotState
 from hotlun.backends.memory import MemoryGuestBackend, MemoryHostBackend

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import struct
 from dataclasses import dataclass
-from typing import Any, Self, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 from hotlun.bridge import messages
 from hotlun.bridge.client import BridgeConnection
-from hotlun.bridge.frames import encode, Frame, FrameDecoder
+from hotlun.bridge.frames import Frame, FrameDecoder, encode
 from hotlun.bridge.messages import MessageType, Response
 
 if TYPE_CHECKING:

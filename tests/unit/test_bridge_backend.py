@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import asynccontextmanager
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.peer import connect, DEADLINE, Peer
+from support.peer import DEADLINE, Peer, connect
 
 from hotlun.backends import base, requests
 from hotlun.backends.bridge import BridgeGuestBackend

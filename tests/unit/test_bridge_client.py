@@ -7,9 +7,9 @@ import logging
 from typing import TYPE_CHECKING
 
 import pytest
-from support.peer import asking, Call, connect, header, MODIFY_RESPONSE, Peer, works
+from support.peer import MODIFY_RESPONSE, Call, Peer, asking, connect, header, works
 
-from hotlun.bridge.frames import encode, Frame
+from hotlun.bridge.frames import Frame, encode
 from hotlun.bridge.messages import HResult, MessageType
 from hotlun.errors import BackendError, OutcomeUnknownError
 

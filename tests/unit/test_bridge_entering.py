@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.peer import asking, Call, connect, DEADLINE, header, MODIFY_RESPONSE, Peer, works
+from support.peer import DEADLINE, MODIFY_RESPONSE, Call, Peer, asking, connect, header, works
 
 from hotlun.bridge import messages
 from hotlun.bridge.client import BridgeConnection
-from hotlun.bridge.frames import encode, Frame
+from hotlun.bridge.frames import Frame, encode
 from hotlun.bridge.messages import HResult, MessageType
 from hotlun.errors import BackendError, OutcomeUnknownError
 

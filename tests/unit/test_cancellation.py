@@ -6,7 +6,7 @@ import asyncio
 import warnings
 
 import pytest
-from support.memory import A, B, DOWN, EXT4, start, turns, VM, XFS
+from support.memory import DOWN, EXT4, VM, XFS, A, B, start, turns
 
 from hotlun import BackendError, Manager, NotInitializedError, SlotState
 from hotlun.backends.memory import MemoryGuestBackend, MemoryHostBackend

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from support.memory import A, B, DOWN, EXT4, FORMATS, start, turns, VM, XFS
+from support.memory import DOWN, EXT4, FORMATS, VM, XFS, A, B, start, turns
 
 from hotlun import (
     BackendError,

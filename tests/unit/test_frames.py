@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotlun.bridge.frames import DEFAULT_LIMIT, encode, Frame, FrameDecoder, FrameError
+from hotlun.bridge.frames import DEFAULT_LIMIT, Frame, FrameDecoder, FrameError, encode
 
 FRAMES = st.builds(
     Frame,

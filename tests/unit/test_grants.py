@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from support.memory import A, DOWN, start, turns, UP, VM
+from support.memory import DOWN, UP, VM, A, start, turns
 
 from hotlun import BackendError, OutcomeUnknownError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from support.memory import A, B, C, EXT4, VM, XFS
+from support.memory import EXT4, VM, XFS, A, B, C
 
 from hotlun import GuestPathConflictError, Manager
 from hotlun.backends.memory import MemoryGuestBackend, MemoryHostBackend

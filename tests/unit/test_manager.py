@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.memory import A, B, EXT4, start, turns, VM
+from support.memory import EXT4, VM, A, B, start, turns
 
 from hotlun import (
     BackendError,

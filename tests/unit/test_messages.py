@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotlun.bridge import messages, transport
-from hotlun.bridge.frames import encode, Frame
+from hotlun.bridge.frames import Frame, encode
 from hotlun.bridge.messages import (
     Capabilities,
     Fields,

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from support.memory import A, B, DOWN, EXT4, FORMATS, start, turns, UP, VM, XFS
+from support.memory import DOWN, EXT4, FORMATS, UP, VM, XFS, A, B, start, turns
 
 from hotlun import (
     AlreadyReleasedError,

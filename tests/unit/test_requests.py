@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from hotlun.backends import requests
 from hotlun.bridge import messages
-from hotlun.bridge.frames import encode, Frame
+from hotlun.bridge.frames import Frame, encode
 from hotlun.bridge.messages import MessageType
 from hotlun.errors import UnsupportedError
 from hotlun.model import Attachment, Disk, DiskKind, GuestMount, MountConfig, Slot

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from support.memory import A, B, EXT4, FORMATS, turns, UP, VM, XFS
+from support.memory import EXT4, FORMATS, UP, VM, XFS, A, B, turns
 
 from hotlun import (
     BackendError,

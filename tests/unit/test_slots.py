@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.memory import A, B, EXT4, VM
+from support.memory import EXT4, VM, A, B
 
 from hotlun import (
     Manager,

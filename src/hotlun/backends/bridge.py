@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from hotlun.backends import requests
 from hotlun.bridge.messages import (
-    code_name,
     FEATURE_FILESYSTEMS,
     FEATURE_OPTIONS,
     HResult,
+    code_name,
     is_failure,
 )
 from hotlun.errors import BackendError, HotlunError, OutcomeUnknownError, UnsupportedError

@@ -13,7 +13,7 @@ mapping of an encrypted disk behind.
 
 from __future__ import annotations
 
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hotlun.bridge.messages import ADD, MAPPED_VIRTUAL_DISK, REMOVE, SCSI_DEVICE
 from hotlun.errors import UnsupportedError

@@ -27,10 +27,10 @@ import os
 import secrets
 import time
 import warnings
-from typing import Any, Self, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 from hotlun.bridge import messages
-from hotlun.bridge.frames import DEFAULT_LIMIT, encode, Frame, FrameDecoder, FrameError
+from hotlun.bridge.frames import DEFAULT_LIMIT, Frame, FrameDecoder, FrameError, encode
 from hotlun.bridge.messages import MessageError, MessageType, Response, type_name
 from hotlun.errors import BackendError, OutcomeUnknownError
 
