@@ -1,0 +1,122 @@
+"""The table of facts, and the picture of it in the documentation."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hotlun.errors import BackendError, OutcomeUnknownError
+from hotlun.facts import TABLE, Action, Fact, Kind
+from hotlun.lifecycle import UNDOING, begin, done, failed, next_step
+from hotlun.model import Attachment, Disk, DiskKind, MountConfig, Slot
+from hotlun.wants import DiskState, MountState, ask_release, join, settle
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class Answer:
+    """Where a caller waits, without a loop."""
+
+    def __init__(self) -> None:
+        self.outcome: BaseException | str | None = None
+
+    def done(self) -> bool:
+        return self.outcome is not None
+
+    def set_result(self, result: None, /) -> None:
+        self.outcome = "done"
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        self.outcome = exception
+
+
+@pytest.fixture
+def disk() -> DiskState:
+    return DiskState(Attachment(Slot(0, 0), Disk("/d", DiskKind.VIRTUAL_DISK), "h1"))
+
+
+def take(disk: DiskState) -> Action:
+    """One step, done."""
+    step = next_step(disk)
+    assert step is not None
+    begin(disk, step)
+    done(disk)
+    settle(disk)
+    return step.action
+
+
+def test_the_picture_is_the_tables() -> None:
+    """docs/lifecycle.md is what the script draws."""
+    script = ROOT / "scripts" / "draw-lifecycle"
+    assert subprocess.run([sys.executable, script, "--check"], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_every_thing_can_be_undone_from_everywhere(kind: Kind) -> None:
+    """From any fact but *no* some undoing step leads on, and in the end to *no*."""
+    for fact in TABLE[kind]:
+        seen = []
+        while fact is not Fact.NO:
+            moves = [a for a in TABLE[kind][fact] if a in UNDOING]
+            assert len(moves) == 1
+            assert fact not in seen
+            seen.append(fact)
+            fact = TABLE[kind][fact][moves[0]].done
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_a_definite_failure_changes_nothing(kind: Kind) -> None:
+    """It has not happened."""
+    for fact, moves in TABLE[kind].items():
+        assert all(outcomes.failed is fact for outcomes in moves.values())
+
+
+def test_a_life(disk: DiskState) -> None:
+    """An add and its release, step by step, without a loop or a backend."""
+    answer = Answer()
+    handle = join(disk, MountState(MountConfig(), "/m"), "vm", answer)
+    steps = [take(disk), take(disk), take(disk)]
+    assert steps == [Action.GRANT, Action.ATTACH, Action.MOUNT]
+    assert answer.outcome == "done"
+    assert next_step(disk) is None
+    released = Answer()
+    ask_release(handle, released)
+    settle(disk)
+    assert [take(disk) for _ in UNDOING] == list(UNDOING)
+    assert released.outcome == "done"
+    assert next_step(disk) is None
+    assert disk.is_gone
+
+
+def test_asking_for_the_next_step_changes_nothing(disk: DiskState) -> None:
+    """It is a question: asked again, it has the same answer."""
+    join(disk, MountState(MountConfig(), "/m"), "vm", Answer())
+    first = next_step(disk)
+    second = next_step(disk)
+    assert first is not None
+    assert second is not None
+    assert first.action is second.action is Action.GRANT
+    assert disk.grants == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "fact"),
+    [(BackendError("no"), Fact.NO), (OutcomeUnknownError("?"), Fact.MAYBE)],
+)
+def test_unknown_is_not_failed(disk: DiskState, error: Exception, fact: Fact) -> None:
+    """After an unknown attach the disk may be there; after a failed one it is not."""
+    answer = Answer()
+    join(disk, None, "", answer)
+    step = next_step(disk)
+    assert step is not None
+    begin(disk, step)
+    failed(disk, error)
+    assert disk.fact is fact
+    settle(disk)
+    if fact is Fact.MAYBE:
+        assert answer.outcome is None
+        assert [take(disk), take(disk)] == [Action.UNPLUG, Action.DETACH]
+    assert answer.outcome is error
