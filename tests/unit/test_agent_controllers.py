@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support.guest import FakeGuest
 
-from hotlun.agent.controllers import scsi_host, VMBUS_GUIDS
+from hotlun.agent.controllers import VMBUS_GUIDS, scsi_host
 from hotlun.agent.errors import RequestError
 from hotlun.bridge.messages import HResult
 

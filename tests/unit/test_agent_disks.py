@@ -9,7 +9,7 @@ import struct
 import subprocess
 import threading
 from pathlib import Path
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.guest import FakeGuest, image_of, loop_disk
@@ -411,6 +411,27 @@ def test_an_xfs_is_not_made_again(guest: FakeGuest, tmp_path: Path) -> None:
         add(guest, path, ReadOnly=True)
         assert "norecovery" in options_at(path)
         remove(guest, path)
+
+
+def test_a_disk_too_small_for_xfs_is_left_alone(
+    guest: FakeGuest, blank: str, tmp_path: Path
+) -> None:
+    """In mkfs's words, without its usage."""
+    if shutil.which("mkfs.xfs") is None or not syscalls.knows_filesystem("xfs"):
+        pytest.skip("no xfs here: neither mkfs.xfs nor the kernel's may be missing")
+    with pytest.raises(RequestError, match=r"mkfs\.xfs failed \(1\): .* 300MB\.$"):
+        add(guest, tmp_path / "m0", 2, EnsureFilesystem=True, Filesystem="xfs")
+    assert superblocks.detect(blank) == ""
+
+
+@pytest.mark.parametrize(
+    "word", ["acl", "noacl", "lazytime", "iversion", "dirsync", "mand", "loud"]
+)
+def test_words_that_few_use(guest: FakeGuest, ext4: str, tmp_path: Path, word: str) -> None:
+    """The kernel takes them all for an ext4; it shows those that it keeps."""
+    add(guest, tmp_path / "m0", Options=[word])
+    if word in ("lazytime", "dirsync", "mand"):
+        assert word in options_at(tmp_path / "m0")
 
 
 def test_an_ext2_serves_as_ext4(guest: FakeGuest, tmp_path: Path) -> None:

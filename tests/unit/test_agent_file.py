@@ -17,7 +17,7 @@ from support.guest import DEADLINE
 
 from hotlun.agent_file import agent_bytes, build_agent
 from hotlun.bridge import messages
-from hotlun.bridge.frames import encode, Frame, FrameDecoder
+from hotlun.bridge.frames import Frame, FrameDecoder, encode
 from hotlun.bridge.messages import MessageType
 
 if TYPE_CHECKING:

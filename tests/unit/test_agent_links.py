@@ -14,7 +14,7 @@ from support.guest import DEADLINE
 from hotlun.agent import links
 from hotlun.agent.kernel import Kernel
 from hotlun.bridge import messages
-from hotlun.bridge.frames import encode, Frame
+from hotlun.bridge.frames import Frame, encode
 from hotlun.bridge.messages import MessageType
 
 if TYPE_CHECKING:
@@ -149,6 +149,18 @@ def test_what_is_sent_to_nobody_is_dropped(fake: FakePort) -> None:
         for _ in range(100):
             link.send(bytes(4096))
     assert link.receive() == b""
+
+
+def test_a_host_that_does_not_read_is_given_up() -> None:
+    """Its socket is full: nothing more fits, and the request's thread is needed elsewhere."""
+    host, guest_end = socket.socketpair()
+    link = links.SocketLink(guest_end, send_timeout=0.2)
+    with pytest.raises(OSError, match="temporarily unavailable"):
+        for _ in range(1000):
+            link.send(bytes(1 << 16))
+    assert link.receive() == b""
+    link.close()
+    host.close()
 
 
 def test_a_port_is_found_by_its_name(tmp_path: Path) -> None:

@@ -71,12 +71,6 @@ def test_a_read_only_disk_stays_so_whatever_the_words_say() -> None:
     assert parsed == (options.MS_RDONLY, (), "norecovery")
 
 
-def test_acl_reaches_the_filesystems_that_have_a_word_for_it() -> None:
-    """Clearing the flag does nothing for ext4, so `noacl` is given to it; xfs has no such word."""
-    assert options.parse(["noacl"], "ext4").data == "noacl"
-    assert options.parse(["acl"], "xfs") == (options.MS_POSIXACL, (), "")
-
-
 @pytest.mark.parametrize("word", ["bind", "rbind", "remount", "move"])
 def test_what_is_not_for_disks_is_refused(word: str) -> None:
     """These change mounts that are there; on a disk they could only do harm."""

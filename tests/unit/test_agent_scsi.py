@@ -179,6 +179,8 @@ def test_a_missing_partition_of_an_old_disk_is_told_soon(guest: FakeGuest) -> No
 def test_unplugging_what_is_not_there_is_success(guest: FakeGuest) -> None:
     """The host undoes what it does not know to have happened."""
     guest.scsi.unplug(SLOT, Deadline(DEADLINE))
+    guest.scsi.unplug(Slot(7, 1), Deadline(DEADLINE))  # nor is its controller
+    assert guest.scsi.find(Slot(7, 1)) is None
 
 
 def test_unplug_returns_when_the_device_is_gone(guest: FakeGuest) -> None:

@@ -7,7 +7,7 @@ import json
 import socket
 import struct
 import threading
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, strategies
@@ -18,8 +18,8 @@ from hotlun.agent.errors import RequestError
 from hotlun.agent.links import SocketLink
 from hotlun.agent.server import Server
 from hotlun.bridge import messages
-from hotlun.bridge.frames import DEFAULT_LIMIT, encode, Frame, FrameDecoder, HEADER
-from hotlun.bridge.messages import HResult, MessageType, NULL_ID
+from hotlun.bridge.frames import DEFAULT_LIMIT, HEADER, Frame, FrameDecoder, encode
+from hotlun.bridge.messages import NULL_ID, HResult, MessageType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -31,11 +31,15 @@ _VIRTIO = re.compile(r"virtio\d+")
 _PCI = re.compile(r"([0-9a-f]{4,}):([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])")
 
 
+class NoControllerError(RequestError):
+    """The guest has no such controller, so it has no disk on it either."""
+
+
 def scsi_host(kernel: Kernel, controller: int) -> int:
     """The number of the SCSI host that is this controller.
 
     Raises:
-        RequestError: the guest has no such controller (now).
+        NoControllerError: the guest has no such controller (now).
     """
     vmbus = os.path.join(kernel.sys, "bus/vmbus/devices")
     present = {guid.lower(): guid for guid in kernel.names(vmbus)}
@@ -49,7 +53,7 @@ def scsi_host(kernel: Kernel, controller: int) -> int:
     number = _host_below(kernel, path) if path is not None else None
     if number is None:
         known = [str(n) for n, device in enumerate(devices) if device is not None]
-        raise RequestError(
+        raise NoControllerError(
             f"this guest has no SCSI controller {controller}; "
             + (f"it has {', '.join(known)}" if known else "it has none at all"),
             HResult.NOT_FOUND,

@@ -165,5 +165,6 @@ def _run(device: BlockDevice, command: list[str]) -> None:
     except OSError as error:
         raise RequestError(f"{device}: {name} cannot be run: {words(error)}") from error
     if done.returncode:
-        said = printable(done.stdout.decode("utf-8", "replace"), _WORDS_KEPT)
+        reason, _, _ = done.stdout.decode("utf-8", "replace").partition("\nUsage:")
+        said = printable(reason, _WORDS_KEPT)
         raise RequestError(f"{device}: {name} failed ({done.returncode}): {said or 'no words'}")

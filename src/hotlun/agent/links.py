@@ -26,7 +26,7 @@ import socket
 import struct
 import threading
 import time
-from typing import Protocol, TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from hotlun.bridge.messages import MessageType
 
@@ -74,15 +74,19 @@ class Link(Protocol):
 
 
 class SocketLink:
-    """A stream socket."""
+    """A stream socket.
 
-    def __init__(self, connected: socket.socket) -> None:
+    Args:
+        connected: to the host.
+        send_timeout: seconds for the host to take an answer.
+    """
+
+    def __init__(self, connected: socket.socket, send_timeout: float = _SEND_TIMEOUT) -> None:
         self._socket = connected
         self._sending = threading.Lock()
-        # For sending alone, unlike settimeout(). The struct is two longs: seconds, microseconds.
-        connected.setsockopt(
-            socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(_SEND_TIMEOUT), 0)
-        )
+        # For sending alone, unlike settimeout(). A struct timeval is two longs.
+        timeval = struct.pack("@ll", int(send_timeout), int(send_timeout % 1 * 1_000_000))
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
 
     def receive(self) -> bytes:
         try:
@@ -313,3 +317,4 @@ def dialled_links(family: int, address: tuple[int, int] | str) -> Iterator[Link]
             continue
         complained = False
         yield SocketLink(dialling)
+        time.sleep(_RETRY)  # a host that accepts only to hang up must not be kept busy

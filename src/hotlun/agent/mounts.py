@@ -213,7 +213,8 @@ class Mounts:
 
         All mounts of a filesystem share whether it is writable; one that is not to
         be, beside one that is, has that as a property of the mount alone, which can
-        only be set afterwards.
+        only be set afterwards. What else belongs to the filesystem (`sync`, data) is
+        as its first mount has it; the kernel passes over what the second says.
         """
         try:
             syscalls.mount(device.node, path, filesystem, parsed.flags, parsed.data)

@@ -8,7 +8,7 @@ agent takes as flags (and then leaves unused), two that newer kernels have, and
 from __future__ import annotations
 
 import os
-from typing import NamedTuple, TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hotlun.agent.errors import RequestError
 from hotlun.bridge.messages import HResult
@@ -98,10 +98,6 @@ _PROPAGATION = {
 }
 _NOT_FOR_DISKS = ("bind", "rbind", "move", "remount")
 
-_ACL_IN_DATA = ("ext2", "ext3", "ext4", "btrfs", "f2fs")
-"""Filesystems with a word `acl` of their own: the flag is the default there and
-clearing it does nothing, so `noacl` must reach them as data."""
-
 _NO_RECOVERY = {
     "ext3": ("noload", "norecovery"),
     "ext4": ("noload", "norecovery"),
@@ -152,8 +148,6 @@ def parse(options: Iterable[str], filesystem: str = "", *, read_only: bool = Fal
         elif option in _CLEAR:
             flags &= ~_CLEAR[option]
         elif option:
-            data.append(option)
-        if option in ("acl", "noacl") and filesystem in _ACL_IN_DATA:
             data.append(option)
     if read_only:
         flags |= MS_RDONLY

@@ -12,10 +12,10 @@ import errno
 import os
 import stat
 import threading
-from typing import NamedTuple, TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hotlun.agent import holders
-from hotlun.agent.controllers import scsi_host
+from hotlun.agent.controllers import NoControllerError, scsi_host
 from hotlun.agent.errors import RequestError, words
 from hotlun.agent.uevents import Deadline
 from hotlun.bridge.messages import HResult
@@ -61,12 +61,11 @@ class ScsiDisks:
         self._uevents = uevents
 
     def find(self, slot: Slot, partition: int = 0) -> BlockDevice | None:
-        """The device if it is there now.
-
-        Raises:
-            RequestError: the guest has no such controller.
-        """
-        disk = self._disk(slot, self._address(slot))
+        """The device if it is there now."""
+        try:
+            disk = self._disk(slot, self._address(slot))
+        except NoControllerError:
+            return None
         return self._partition(disk, partition) if disk and partition else disk
 
     def wait_for(self, slot: Slot, partition: int, deadline: Deadline) -> BlockDevice:
@@ -96,10 +95,10 @@ class ScsiDisks:
         Raises:
             RequestError: it is in use, and by what; or it is still there at the deadline.
         """
-        address = self._address(slot)
         try:
+            address = self._address(slot)
             device = self._kernel.target(self._on_bus(address))
-        except FileNotFoundError:
+        except (NoControllerError, FileNotFoundError):
             return
         disk = self._disk(slot, address)
         paths = [device, *([disk.sysfs] if disk else ())]

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hotlun.agent.errors import AbandonedError, RequestError
 from hotlun.agent.lanes import Lanes
 from hotlun.agent.settings import DiskSettings, Slot
 from hotlun.bridge import messages
-from hotlun.bridge.frames import encode, Frame, FrameDecoder, FrameError
+from hotlun.bridge.frames import Frame, FrameDecoder, FrameError, encode
 from hotlun.bridge.messages import HResult, MessageError, MessageType, ModifyRequest
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ it: `TimeoutInMs`, how long to wait for the device, in place of the agent's defa
 from __future__ import annotations
 
 import os
-from typing import NamedTuple, TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hotlun.agent import options
 from hotlun.agent.errors import RequestError
