@@ -1,0 +1,113 @@
+"""What a user's type checker sees. Never run: mypy --strict reads it, in scripts/check.
+
+Each `type: ignore` names the mistake that has to be found; one that finds
+nothing is an error as well.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import assert_type
+
+from hotlun import (
+    Attachment,
+    Disk,
+    DiskKind,
+    GuestBackend,
+    GuestMount,
+    HostBackend,
+    ImageFormat,
+    Manager,
+    Mount,
+    MountConfig,
+    Slot,
+    SlotState,
+    SlotStatus,
+)
+from hotlun.backends.bridge import BridgeGuestBackend
+from hotlun.backends.memory import MemoryGuestBackend, MemoryHostBackend
+from hotlun.backends.qemu import QEMUHostBackend
+from hotlun.bridge.client import BridgeConnection
+from hotlun.vm import Machine
+
+
+class Host:
+    """Four methods are enough for a host backend."""
+
+    async def attach(self, attachment: Attachment) -> None: ...
+    async def detach(self, attachment: Attachment) -> None: ...
+    async def grant_access(self, disk: Disk, vm_id: str) -> None: ...
+    async def revoke_access(self, disk: Disk, vm_id: str) -> None: ...
+
+
+class Guest:
+    """Three methods are enough for a guest backend."""
+
+    async def mount(self, mount: GuestMount) -> None: ...
+    async def unmount(self, mount: GuestMount) -> None: ...
+    async def unplug(self, attachment: Attachment) -> None: ...
+
+
+class Half:
+    """Not enough."""
+
+    async def attach(self, attachment: Attachment) -> None: ...
+
+
+async def backends() -> None:
+    host: HostBackend = Host()
+    guest: GuestBackend = Guest()
+    Manager(host, guest)
+    Manager(MemoryHostBackend(), MemoryGuestBackend())
+    Manager(Half(), guest)  # type: ignore[arg-type]
+    Manager(guest, host)  # type: ignore[arg-type]
+    Manager(host, guest, 4)  # type: ignore[misc]
+    async with (
+        QEMUHostBackend.connect("/qmp", controllers=("scsi0",), timeout=5) as qemu,
+        BridgeConnection.connect_unix("/agent", timeout=5) as connection,
+        Manager(qemu, BridgeGuestBackend(connection, "linux")) as manager,
+    ):
+        assert_type(manager, Manager)
+    BridgeGuestBackend(connection, "plan9")  # type: ignore[arg-type]
+
+
+async def adding(manager: Manager) -> None:
+    mount = await manager.add_virtual_disk(
+        Path("/d"), read_only=True, vm_id="", guest_path="/m", mount=MountConfig(), format=None
+    )
+    assert_type(mount, Mount)
+    assert_type(await manager.add_physical_disk("/dev/loop0", mount=MountConfig()), Mount)
+    assert_type(await manager.add_extensible_virtual_disk("evd://nbd/x"), Mount)
+    await manager.add_virtual_disk(b"/d")  # type: ignore[arg-type]
+    await manager.add_virtual_disk("/d", True)  # type: ignore[misc]
+    await manager.add_virtual_disk("/d", mount="ext4")  # type: ignore[arg-type]
+    await manager.add_extensible_virtual_disk("evd://nbd/x", vm_id="1")  # type: ignore[call-arg]
+    async with mount as same:
+        assert_type(same, Mount)
+    assert_type(mount.guest_path, str | None)
+    assert_type(mount.config, MountConfig | None)
+    assert_type((mount.id, mount.serial, mount.slot, mount.disk), tuple[str, str, Slot, Disk])
+    assert_type((mount.controller, mount.lun), tuple[int, int])
+
+
+async def looking(manager: Manager) -> None:
+    assert_type(manager.mounts, tuple[Mount, ...])
+    statuses = manager.slots()
+    assert_type(statuses, tuple[SlotStatus, ...])
+    assert_type(statuses[0].state, SlotState)
+    assert_type(statuses[0].attachment, Attachment | None)
+    assert_type(statuses[0].guest_mounts, tuple[GuestMount, ...])
+    statuses[0].holders = 3  # type: ignore[misc]
+
+
+def values() -> None:
+    Disk("/d", DiskKind.VIRTUAL_DISK, format=ImageFormat.RAW)
+    MountConfig(1)  # type: ignore[misc]
+    MountConfig(options=["ro", "noatime"])
+    Slot(0, 1).lun = 2  # type: ignore[misc]
+
+
+async def a_vm_to_try_it_on() -> None:
+    async with Machine.start(controllers=4, memory_mib=512, cpus=1, timeout=120) as vm:
+        done = await vm.run("true")
+        assert_type((done.returncode, done.stdout, done.stderr), tuple[int, str, str])
