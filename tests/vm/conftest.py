@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import pytest_asyncio
 from support.machine import eventually, look
 
+from hotlun import Manager
 from hotlun.vm import Machine
 from hotlun.vm.cache import cache_directory
 
@@ -42,6 +44,32 @@ async def vm() -> AsyncIterator[Machine]:
         before = await look(machine)
         yield machine
         assert await eventually(machine, before) == before
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def module_vm() -> AsyncIterator[Machine]:
+    """One VM for a whole file of tests; they ask for `shared_vm`."""
+    async with Machine.start() as machine:
+        yield machine
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def shared_vm(module_vm: Machine) -> AsyncIterator[Machine]:
+    """The file's VM, as each test found it so the next one finds it.
+
+    For tests that cost less than a restore. The file's loop has to be one, too:
+    `pytestmark = pytest.mark.asyncio(loop_scope="module")`.
+    """
+    before = await look(module_vm)
+    yield module_vm
+    assert await eventually(module_vm, before) == before
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def manager(shared_vm: Machine) -> AsyncIterator[Manager]:
+    """A Manager on the file's VM; what the test does not release, leaving does."""
+    async with Manager(shared_vm.host, shared_vm.guest) as manager:
+        yield manager
 
 
 @pytest.fixture
