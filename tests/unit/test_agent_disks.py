@@ -18,7 +18,7 @@ from hotlun.agent import mountinfo, options, superblocks, syscalls
 from hotlun.agent.errors import RequestError
 from hotlun.agent.kernel import Kernel
 from hotlun.agent.settings import DiskSettings
-from hotlun.bridge.messages import Fields, HResult
+from hotlun.bridge.messages import Fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -527,37 +527,3 @@ def test_a_path_is_for_one_request_at_a_time(guest: FakeGuest, ext4: str, tmp_pa
         waiting.set()
         thread.join()
     assert "another request" in str(refused[0])
-
-
-@pytest.mark.parametrize(
-    ("member", "code"),
-    [("Encrypted", HResult.NOT_IMPLEMENTED), ("PreserveData", HResult.NOT_IMPLEMENTED)],
-)
-def test_what_this_agent_cannot_do_is_refused_before_anything(member: str, code: HResult) -> None:
-    """A disk must not be touched by half of what was asked."""
-    with pytest.raises(RequestError, match=member) as caught:
-        settings("/m0", EnsureFilesystem=True, Filesystem="ext4", **{member: True})
-    assert caught.value.code == code
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"path": "relative"},
-        {"path": "/a/../b"},
-        {"path": "/a\0b"},
-        {"path": "/"},
-        {"path": "//./"},
-        {"path": "/" + "x/" * 3000},
-        {"path": "/\ud800"},
-        {"path": "/m0", "EnsureFilesystem": True},
-        {"path": "/m0", "EnsureFilesystem": True, "Filesystem": "btrfs"},
-        {"path": "/m0", "Filesystem": "../ext4"},
-        {"path": "/m0", "Options": ["remount"]},
-    ],
-)
-def test_what_makes_no_sense_is_refused_before_anything(more: dict[str, Any]) -> None:
-    """With the code for bad arguments."""
-    with pytest.raises(RequestError) as caught:
-        settings(**more)
-    assert caught.value.code == HResult.INVALID_ARGUMENT

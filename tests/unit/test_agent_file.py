@@ -18,7 +18,7 @@ from support.guest import DEADLINE
 from hotlun.agent_file import agent_bytes, build_agent
 from hotlun.bridge import messages
 from hotlun.bridge.frames import Frame, FrameDecoder, encode
-from hotlun.bridge.messages import MessageType
+from hotlun.bridge.messages import HResult, MessageType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +77,12 @@ def test_it_is_executable(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("interpreter", [*interpreters()], ids=os.path.basename)
 def test_it_serves_by_itself(interpreter: str, tmp_path: Path) -> None:
-    """Without site packages, from an empty directory; a second host is served like the first."""
+    """Without site packages; a second host is served like the first.
+
+    No machine has a controller 255: what is asked goes all the way and finds nothing.
+    """
+    negotiation = messages.negotiate_request()
+    nowhere = {"MountPath": str(tmp_path / "mount"), "Controller": 255, "Options": ["noatime"]}
     agent = build_agent(tmp_path / "agent")
     path = str(tmp_path / "socket")
     command = [interpreter, "-I", "-S", str(agent), "--unix", path, "--log-level", "error"]
@@ -85,21 +90,33 @@ def test_it_serves_by_itself(interpreter: str, tmp_path: Path) -> None:
     try:
         for _ in range(2):
             with connect(path) as host:
-                request = messages.encode_request(messages.negotiate_request())
-                host.sendall(encode(Frame(MessageType.NEGOTIATE_PROTOCOL, 9, request)))
-                frames: list[Frame] = []
-                decoder = FrameDecoder()
-                while not frames:
-                    data = host.recv(1 << 16)
-                    assert data
-                    frames = decoder.feed(data)
-            answer = messages.Response.read(frames[0].payload)
-            assert (frames[0].id, answer.code) == (9, 0)
+                assert ask(host, MessageType.NEGOTIATE_PROTOCOL, negotiation) == HResult.OK
+                for kind, resource, code in (
+                    (messages.ADD, messages.MAPPED_VIRTUAL_DISK, HResult.NOT_FOUND),
+                    (messages.REMOVE, messages.MAPPED_VIRTUAL_DISK, HResult.OK),
+                    (messages.REMOVE, messages.SCSI_DEVICE, HResult.OK),
+                ):
+                    request = {"RequestType": kind, "ResourceType": resource, "Settings": nowhere}
+                    document = messages.modify_request(request)
+                    assert ask(host, MessageType.MODIFY_SETTINGS, document) == code
         assert process.poll() is None
     finally:
         process.terminate()
         _, errors = process.communicate(timeout=DEADLINE)
     assert errors == b""
+
+
+def ask(host: socket.socket, kind: MessageType, document: messages.Document) -> int:
+    """The code of the answer to one request."""
+    host.sendall(encode(Frame(kind, 9, messages.encode_request(document))))
+    decoder = FrameDecoder()
+    frames: list[Frame] = []
+    while not frames:
+        data = host.recv(1 << 16)
+        assert data
+        frames = decoder.feed(data)
+    assert frames[0].id == 9
+    return messages.Response.read(frames[0].payload).code
 
 
 def connect(path: str) -> socket.socket:
