@@ -18,10 +18,10 @@ from hotlun import OutcomeUnknownError, UnsupportedError
 from hotlun.bridge.client import BridgeConnection
 from hotlun.vm import (
     Accelerator,
-    find_machine,
-    list_machines,
     Machine,
     MachineError,
+    find_machine,
+    list_machines,
     start_detached,
     stop,
 )
@@ -173,12 +173,28 @@ class TestRestoring:
         async with Machine.start(connect=False):
             pass
         (state,) = own_cache.glob("snapshots/*/state")
-        os.truncate(state, state.stat().st_size // 2)
+        whole = state.stat().st_size
+        os.truncate(state, whole // 2)
         async with Machine.start(connect=False) as machine:
             assert (await machine.run("echo up")).stdout == "up\n"
         assert "taking a new one" in caplog.text
         (again,) = own_cache.glob("snapshots/*/state")
-        assert again.stat().st_size > state.stat().st_size // 2
+        assert again.stat().st_size > whole // 2
+
+    async def test_a_start_that_is_too_short_of_time_keeps_the_snapshot(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A deadline says nothing about the snapshot: the next start restores it."""
+        async with Machine.start(connect=False):
+            pass
+        caplog.set_level("INFO", "hotlun.vm")
+        caplog.clear()
+        with pytest.raises(MachineError, match=r"0\.01 s"):
+            async with Machine.start(connect=False, timeout=0.01):
+                pass
+        async with Machine.start(connect=False):
+            pass
+        assert "booting" not in caplog.text
 
 
 class TestExtraArguments:
@@ -286,6 +302,7 @@ class TestAStartThatFails:
             ({"controllers": 9}, "controllers"),
             ({"memory_mib": 64}, "memory"),
             ({"cpus": 0}, "cpus"),
+            ({"user": "no-such-user"}, "no-such-user"),
         ],
     )
     async def test_is_refused_at_once_if_it_makes_no_sense(

@@ -9,9 +9,9 @@ from hotlun.vm.guest_exec import Completed
 from hotlun.vm.hardware import Accelerator
 from hotlun.vm.machine import Machine
 from hotlun.vm.registry import (
+    RunningMachine,
     find_machine,
     list_machines,
-    RunningMachine,
     start_detached,
     stop,
 )

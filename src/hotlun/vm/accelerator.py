@@ -23,7 +23,7 @@ from hotlun.vm.hardware import (
     console_arguments,
     machine_arguments,
 )
-from hotlun.vm.process import Process, QEMU, Runtime
+from hotlun.vm.process import QEMU, Process, Runtime
 
 if TYPE_CHECKING:
     from hotlun.vm.image import Image

@@ -13,7 +13,7 @@ from importlib import resources
 
 import hotlun
 from hotlun.agent_file import agent_bytes
-from hotlun.vm.cache import fingerprint, Shelf
+from hotlun.vm.cache import Shelf, fingerprint
 from hotlun.vm.initramfs import Archive
 
 _NAME = "agent.cpio"

@@ -11,3 +11,7 @@ from hotlun.errors import HotlunError
 
 class MachineError(HotlunError):
     """The VM did not start, did not answer or has died; `detail` has QEMU's last words."""
+
+
+class StaleSnapshotError(MachineError):
+    """A snapshot that QEMU does not load, or whose guest does not wake up: take another."""

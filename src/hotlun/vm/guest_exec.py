@@ -15,7 +15,7 @@ import itertools
 import json
 import secrets
 from dataclasses import dataclass
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hotlun.errors import OutcomeUnknownError
 from hotlun.vm.errors import MachineError

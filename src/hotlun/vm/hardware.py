@@ -66,6 +66,11 @@ class Hardware:
             raise ValueError(f"the guest needs 256 MiB of memory, not {self.memory_mib}")
         if not 1 <= self.cpus <= 64:
             raise ValueError(f"cpus must be 1 to 64, not {self.cpus}")
+        if self.user and not self.user.isdecimal():
+            try:
+                pwd.getpwnam(self.user)
+            except KeyError:
+                raise ValueError(f"there is no user {self.user!r} here") from None
 
     @property
     def controller_ids(self) -> tuple[str, ...]:

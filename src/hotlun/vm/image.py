@@ -20,7 +20,7 @@ from importlib import resources
 
 from hotlun.errors import UnsupportedError
 from hotlun.vm import packages
-from hotlun.vm.cache import fingerprint, Shelf
+from hotlun.vm.cache import Shelf, fingerprint
 from hotlun.vm.errors import MachineError
 from hotlun.vm.initramfs import Archive
 from hotlun.vm.toolbox import Toolbox

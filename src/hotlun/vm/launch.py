@@ -7,21 +7,20 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hotlun.errors import HotlunError
 from hotlun.vm.accelerator import working_accelerator
 from hotlun.vm.agent_archive import agent_archive
 from hotlun.vm.errors import MachineError
 from hotlun.vm.guest_exec import GuestExec
 from hotlun.vm.hardware import (
     Accelerator,
+    Hardware,
+    Wiring,
     boot_arguments,
     device_arguments,
-    Hardware,
     machine_arguments,
-    Wiring,
 )
-from hotlun.vm.image import built_image, Image
-from hotlun.vm.process import listening_sockets, Process, Runtime
+from hotlun.vm.image import Image, built_image
+from hotlun.vm.process import Process, Runtime, listening_sockets
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -85,13 +84,14 @@ async def launched(
         await process.end()
         words = runtime.last_words()
         runtime.clear()
+        kind = MachineError
         if isinstance(error, TimeoutError):
             reason = f"nothing came within {timeout:g} s"
-        elif isinstance(error, HotlunError):
-            reason = str(error)
+        elif isinstance(error, MachineError):
+            kind, reason = type(error), str(error)
         else:
             raise
-        raise MachineError(
+        raise kind(
             f"the VM did not come up: {reason}; {words}", operation="start", detail=words
         ) from error
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from typing import Any, cast, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from hotlun.backends.bridge import BridgeGuestBackend
 from hotlun.backends.qemu import QEMUHostBackend
 from hotlun.bridge.client import BridgeConnection
 from hotlun.vm.errors import MachineError
-from hotlun.vm.guest_exec import GuestExec, RUN_TIMEOUT
+from hotlun.vm.guest_exec import RUN_TIMEOUT, GuestExec
 from hotlun.vm.hardware import Accelerator, Hardware
 from hotlun.vm.monitor import Monitor
 from hotlun.vm.power import power_on

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any, TYPE_CHECKING
+import socket
+from typing import TYPE_CHECKING, Any
 
 from qemu.qmp import EventListener, QMPClient, QMPError
 
@@ -16,7 +17,7 @@ from hotlun.vm.errors import MachineError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-_DISCONNECT_TIMEOUT = 5.0
+    from qemu.qmp import Message
 
 
 class Monitor:
@@ -33,17 +34,23 @@ class Monitor:
         Raises:
             MachineError: QEMU refused a command or has ended.
         """
-        client = QMPClient("hotlun")
-        client.logger.propagate = False  # it tells at ERROR what we raise
+        client = QMPClient("hotlun-vm")
+        client.logger.propagate = False  # it logs as errors what we raise
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            await client.connect(path)
+            connection.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(connection, path)
+            await client.connect(connection)
             yield cls(client)
-        except (QMPError, OSError, EOFError) as error:
+        except (QMPError, OSError) as error:
             raise MachineError(f"QEMU's monitor: {error}", detail=str(error)) from error
         finally:
-            with contextlib.suppress(Exception):  # the session may be the very thing that broke
-                async with asyncio.timeout(_DISCONNECT_TIMEOUT):
-                    await client.disconnect()
+            # Disconnecting waits until QEMU has taken what is queued; one that hangs never does.
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(Exception):  # raises, as any type, what ended the session
+                await client.disconnect()
+            connection.close()
 
     async def execute(self, command: str, arguments: dict[str, Any] | None = None) -> object:
         """Run a command and return its answer."""
@@ -65,10 +72,23 @@ class Monitor:
         listener = EventListener("MIGRATION")
         with self._client.listen(listener):
             await self.execute(command, {"uri": "fd:state"})
-            async for event in listener:
-                data = event["data"]
+            while True:
+                data = (await self._next(listener))["data"]
                 status = data["status"] if isinstance(data, dict) else None
                 if status == "completed":
                     return
                 if status in {"failed", "cancelled"}:
                     raise MachineError(f"QEMU: {command} ended as {status}", operation=command)
+
+    async def _next(self, listener: EventListener) -> Message:
+        """The next event. A listener alone would wait on when the session has ended."""
+        event = asyncio.ensure_future(listener.get())
+        ended = asyncio.ensure_future(self._client.runstate_changed())
+        try:
+            await asyncio.wait({event, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not event.done():
+                raise MachineError("QEMU ended")
+            return event.result()
+        finally:
+            event.cancel()
+            ended.cancel()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING
 
-from hotlun.vm.errors import MachineError
-from hotlun.vm.launch import boot, Software
-from hotlun.vm.snapshot import restore, Snapshots
+from hotlun.errors import UnsupportedError
+from hotlun.vm.errors import StaleSnapshotError
+from hotlun.vm.launch import Software, boot
+from hotlun.vm.snapshot import Snapshots, restore
 
 if TYPE_CHECKING:
     from hotlun.vm.hardware import Accelerator, Hardware
@@ -38,15 +40,22 @@ async def power_on(
         UnsupportedError: something that is needed is not on this machine.
         MachineError: it did not come up; QEMU and the console have the last word.
     """
+    if hardware.user and os.geteuid() != 0:
+        raise UnsupportedError(
+            f"only root can have QEMU run as {hardware.user}: leave the user out, or be root"
+        )
     software = await Software.ready(accelerator)
     if hardware.extra_arguments:
         return await boot(hardware, software, runtime, timeout=timeout, detached=detached)
     snapshots = Snapshots(hardware, software, timeout=timeout)
-    try:
+
+    async def restored() -> Process:
         state = await snapshots.find_or_take()
         return await restore(state, hardware, software, runtime, timeout=timeout, detached=detached)
-    except (MachineError, FileNotFoundError) as error:
+
+    try:
+        return await restored()
+    except (StaleSnapshotError, FileNotFoundError) as error:
         log.warning("the snapshot cannot be used, taking a new one: %s", error)
         snapshots.discard()
-    state = await snapshots.find_or_take()
-    return await restore(state, hardware, software, runtime, timeout=timeout, detached=detached)
+    return await restored()

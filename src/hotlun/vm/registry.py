@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from hotlun.vm.cache import cache_directory, locked
 from hotlun.vm.errors import MachineError
-from hotlun.vm.guest_exec import GuestExec, RUN_TIMEOUT
+from hotlun.vm.guest_exec import RUN_TIMEOUT, GuestExec
 from hotlun.vm.hardware import Hardware
 from hotlun.vm.power import power_on
 from hotlun.vm.process import Process, Runtime

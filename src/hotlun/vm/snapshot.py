@@ -16,10 +16,12 @@ import tempfile
 import time
 from typing import TYPE_CHECKING
 
+from qemu.qmp import QMPError
+
 from hotlun.bridge.client import BridgeConnection
 from hotlun.vm.accelerator import qemu_fingerprint
-from hotlun.vm.cache import fingerprint, Shelf
-from hotlun.vm.errors import MachineError
+from hotlun.vm.cache import Shelf, fingerprint
+from hotlun.vm.errors import MachineError, StaleSnapshotError
 from hotlun.vm.guest_exec import GuestExec
 from hotlun.vm.hardware import snapshot_arguments
 from hotlun.vm.launch import boot, launched
@@ -111,7 +113,8 @@ async def restore(
     """Start a VM from a saved state, and return when its guest runs in the present.
 
     Raises:
-        MachineError: QEMU did not take the state, or the guest did not wake up.
+        StaleSnapshotError: QEMU did not take the state, or the guest did not wake up.
+        MachineError: QEMU did not start, or all of it took too long.
     """
     started = time.monotonic()
     with open(state, "rb", buffering=0) as file:  # noqa: ASYNC230 - it is only opened here
@@ -120,8 +123,11 @@ async def restore(
             timeout=timeout, detached=detached,
         ) as process:  # fmt: skip
             async with Monitor.connect(runtime.socket("control")) as monitor:
-                await monitor.load(file.fileno())
-                await monitor.execute("cont")
+                try:
+                    await monitor.load(file.fileno())
+                    await monitor.execute("cont")
+                except (QMPError, MachineError) as error:
+                    raise StaleSnapshotError(f"the snapshot was not loaded: {error}") from error
             loaded = time.monotonic()
             await _wake(runtime)
     log.debug(
@@ -166,6 +172,6 @@ async def _wake(runtime: Runtime) -> None:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
     except (OSError, ValueError) as error:
-        raise MachineError(f"the guest did not wake up: {error}") from error
+        raise StaleSnapshotError(f"the guest did not wake up: {error}") from error
     if answer.strip() != b"ok":
-        raise MachineError(f"the guest woke up badly: {answer[:200]!r}")
+        raise StaleSnapshotError(f"the guest woke up badly: {answer[:200]!r}")
