@@ -6,6 +6,7 @@ before, or the test has failed, whatever else it found.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,12 +74,17 @@ async def manager(shared_vm: Machine) -> AsyncIterator[Manager]:
 
 
 @pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the test's own, with the image and what is known of KVM, but no snapshot."""
+async def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own: the shared image, what is known of KVM, a copy of the snapshot."""
     shared = Path(cache_directory())
+    async with Machine.start(connect=False):
+        pass  # now there is a snapshot, and it is the one used last
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     own = Path(cache_directory())
     for known in ("images", "accelerator"):
         if (shared / known).is_dir():
             (own / known).symlink_to(shared / known)
+    snapshots = [path for path in (shared / "snapshots").iterdir() if path.name[0] != "."]
+    latest = max(snapshots, key=lambda path: path.stat().st_mtime)
+    shutil.copytree(latest, own / "snapshots" / latest.name)
     return own
