@@ -9,13 +9,17 @@
 | `host:port` | TCP; an IPv6 address stands in `[]` | the default one |
 | `host:port/export` | | what follows the first slash |
 
-An export's name is taken byte for byte; nothing is unescaped. A server that hangs
-stops the whole VM while QEMU (7.2) opens the disk, so that takes a few seconds at
-most; afterwards QEMU waits for a hanging server as for a slow disk.
+An export's name is taken byte for byte; nothing is unescaped.
+
+While QEMU (7.2) opens such a disk the whole VM stands still, for ever if the server
+hangs. So it is given a time limit, which has a price: up to that limit QEMU also
+tries a server again that is dead. A unix socket that is missing is found out
+before. Once open, a server that hangs is to the guest a slow disk.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
 
     from hotlun.model import Disk
 
-_OPEN_TIMEOUT = 5
+_OPEN_TIMEOUT = 3
 """Seconds for reaching a server and agreeing with it."""
 _LONGEST_SOCKET_PATH = 107
 _LONGEST_EXPORT = 4096
@@ -54,7 +58,12 @@ def provider_node(disk: Disk) -> dict[str, object]:
     return provider(disk.path)
 
 
-def _nbd(path: str) -> dict[str, object]:
+def nbd_server(path: str) -> tuple[dict[str, str], str]:
+    """The server, as QEMU's `SocketAddress`, and the export that a path means.
+
+    Raises:
+        BackendError: the path has neither of the two forms.
+    """
     if unix := _UNIX.fullmatch(path):
         server = {"type": "unix", "path": unix["socket"]}
         export = unix["export"] or ""
@@ -69,6 +78,15 @@ def _nbd(path: str) -> dict[str, object]:
         raise BackendError(
             f"nobody can be reached at evd://nbd/{path}; "
             "give evd://nbd/unix:/SOCKET[:EXPORT] or evd://nbd/HOST:PORT[/EXPORT]"
+        )
+    return server, export
+
+
+def _nbd(path: str) -> dict[str, object]:
+    server, export = nbd_server(path)
+    if server["type"] == "unix" and not os.path.exists(server["path"]):
+        raise BackendError(
+            f"there is no socket {server['path']}; start the server, or correct the path"
         )
     return {"driver": "nbd", "server": server, "export": export, "open-timeout": _OPEN_TIMEOUT}
 

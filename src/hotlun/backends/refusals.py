@@ -78,7 +78,7 @@ _TABLE: tuple[tuple[str, Meaning, str], ...] = (
         "its log must be replayed first; attach it writable once, or run qemu-img check -r all",
     ),
     (
-        r"[Rr]ead-only|without write permission",
+        r"[Rr]ead-only|not writable|without write permission",
         Meaning.REFUSED,
         "it cannot be written; attach it read-only",
     ),
