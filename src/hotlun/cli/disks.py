@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 _MIB = 1 << 20
 _PACKAGES = {"qemu-img": "qemu-utils", "qemu-nbd": "qemu-utils", "sfdisk": "fdisk"}
-_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
-"""Users who are not root have no sbin in theirs."""
-
 _TWO_PARTITIONS = b"label: gpt\nsize=48MiB\nsize=+\n"
 
 
@@ -108,7 +105,9 @@ async def exported(path: str) -> AsyncIterator[Export]:
 
 def _run(tool: str, *arguments: str, stdin: bytes = b"") -> None:
     """Run a tool that takes a tenth of a second; a Ctrl-C meanwhile is not its business."""
-    program = shutil.which(tool, path=_PATH)
+    # Users who are not root have no sbin in their PATH.
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+    program = shutil.which(tool, path=path)
     if program is None:
         raise UnsupportedError(f"there is no {tool}: install the package {_PACKAGES[tool]}")
     done = subprocess.run(

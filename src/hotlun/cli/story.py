@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 EXT4 = MountConfig(ensure_filesystem=True, filesystem="ext4")
 XFS = MountConfig(ensure_filesystem=True, filesystem="xfs")
-GREETING = "hello from the guest"
+GREETING = "hello, host"
 
 
 async def tell(report: Report) -> None:
@@ -47,7 +47,7 @@ async def tell(report: Report) -> None:
                     bytes_at(path, offset, len(magic)) == magic,
                     f"{os.path.basename(path)} has {magic!r} at byte {offset}",
                 )
-            report.check(is_running(export.pid), f"{export.address} is served, from remote.img")
+            report.check(is_running(export.pid), f"remote.img is served by process {export.pid}")
         with report.titled("A VM"):
             with report.doing("QEMU started, its guest up and its agent connected"):
                 vm = await stack.enter_async_context(Machine.start())
@@ -80,8 +80,8 @@ async def tell(report: Report) -> None:
             await stack.aclose()
             report.check(not is_running(vm.pid), f"QEMU, process {vm.pid}, has ended")
             report.check(not is_running(export.pid), f"qemu-nbd, process {export.pid}, has ended")
-            left = [directory, os.path.dirname(vm.qmp_socket)]
-            report.check(not any(map(os.path.exists, left)), f"{' and '.join(left)} are gone")
+            for left in (directory, os.path.dirname(vm.qmp_socket)):
+                report.check(not os.path.exists(left), f"{left} is gone")
     report.end("nothing is left behind")
 
 
@@ -116,14 +116,14 @@ class Story:
             mounts["web"] = await manager.add_virtual_disk(disks.vhdx, mount=EXT4)
         with doing("store.vhd: attached, xfs made, mounted"):
             mounts["store"] = await manager.add_virtual_disk(disks.vhd, mount=XFS)
-        with doing("parts.img: two at once ask for a partition each; attached once, mounted twice"):
+        with doing("parts.img: attached once, two partitions mounted, both at once"):
             mounts["logs"], mounts["spool"] = await asyncio.gather(
                 manager.add_virtual_disk(disks.partitioned, mount=replace(EXT4, partition=1)),
                 manager.add_virtual_disk(disks.partitioned, mount=replace(EXT4, partition=2)),
             )
         with doing("remote.img: attached over NBD, ext4 made, mounted"):
             mounts["remote"] = await manager.add_extensible_virtual_disk(self.export, mount=EXT4)
-        with doing("scratch.raw: attached, the bare device at a path of our choice"):
+        with doing("scratch.raw: attached, the bare device at a path of its own"):
             mounts["scratch"] = await manager.add_virtual_disk(
                 disks.raw, guest_path="/srv/scratch", mount=MountConfig(block_device=True)
             )
@@ -148,7 +148,7 @@ class Story:
         on_the_host = bytes_at(self.disks.raw, 0, len(GREETING))
         self.report.check(
             on_the_host == GREETING.encode(),
-            f"written to {path}, read from scratch.raw on the host: {on_the_host.decode()!r}",
+            f"written to {path}, and in scratch.raw on the host: {on_the_host.decode()!r}",
         )
 
         path = self.mounts["reader"].guest_path
@@ -159,7 +159,7 @@ class Story:
         refused = await self.vm.run(f"echo no >{path}/manual")
         self.report.check(
             refused.returncode and "Read-only" in refused.stderr,
-            f"nobody else can: {refused.stderr.strip()}",
+            f"nobody else can write there: {refused.stderr.rpartition(': ')[2].strip()}",
         )
 
     async def a_disk_is_shared(self) -> None:

@@ -118,8 +118,9 @@ def run(name: str, command: tuple[str, ...], timeout: float) -> None:
 
     line = command[0] if len(command) == 1 else shlex.join(command)
     done = run_coroutine(find_machine(name).run(line, timeout=timeout))
-    click.echo(done.stdout, nl=False)
-    click.echo(done.stderr, nl=False, err=True)
+    # As bytes: the terminal may know fewer characters than the guest.
+    click.echo(done.stdout.encode(), nl=False)
+    click.echo(done.stderr.encode(), nl=False, err=True)
     # As a shell has it: 128 and the signal that has killed the command.
     raise SystemExit(done.returncode if done.returncode >= 0 else 128 - done.returncode)
 
