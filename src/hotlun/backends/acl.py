@@ -108,11 +108,18 @@ def merged(original: Acl, written: Acl, current: Acl) -> Acl:
         source = original if current.get(key) == written.get(key) else current
         if key in source:
             result[key] = source[key]
+    if MASK in result and MASK not in original and not _names_anybody(result):
+        # It was there for our sake; somebody's chmod has gone to it and was meant for the group.
+        result[_OWNING_GROUP] &= result.pop(MASK)
     return _masked(result)
 
 
 def _masked(acl: Acl) -> Acl:
     """Named entries need a mask; one that has to be added hides nothing."""
-    if MASK in acl or not any(tag in (_USER, _GROUP) for tag, _ in acl):
+    if MASK in acl or not _names_anybody(acl):
         return acl
     return {**acl, MASK: reduce(or_, (acl[key] for key in acl if key[0] in _GROUP_CLASS))}
+
+
+def _names_anybody(acl: Acl) -> bool:
+    return any(tag in (_USER, _GROUP) for tag, _ in acl)
