@@ -8,7 +8,7 @@ found decides. Words that no row knows are passed on as they are.
 from __future__ import annotations
 
 import re
-from enum import auto, Enum
+from enum import Enum, auto
 from typing import NamedTuple
 
 
