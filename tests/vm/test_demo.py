@@ -109,7 +109,7 @@ def _read_until(output: IO[str], words: str) -> None:
 
 class TestNamedVMs:
     def test_are_started_listed_used_and_stopped(self, own_directory: Path) -> None:
-        """A VM outlives `vm start`, runs commands, has their exit codes, and goes with `vm stop`."""
+        """A VM outlives `vm start`, runs commands with their exit codes, and ends by `vm stop`."""
         started = hotlun("vm", "start", "one", "--controllers", "2")
         assert started.returncode == 0, started.stderr
         try:

@@ -53,7 +53,7 @@ async def tell(report: Report) -> None:
                 vm = await stack.enter_async_context(Machine.start())
             await _give_it_a_disk_of_its_own(vm)
             before = await look(vm)
-            kernel = (await say(vm, "cat /proc/sys/kernel/osrelease")).strip()
+            kernel = (await say(vm, "read -r it </proc/sys/kernel/osrelease; echo $it")).strip()
             report.check(vm.controllers, f"Linux {kernel}, controllers {', '.join(vm.controllers)}")
             report.check(len(before.disks) == 1, "one disk, of the VM's own: not ours to touch")
         async with Manager(vm.host, vm.guest) as manager:
@@ -240,4 +240,4 @@ async def _give_it_a_disk_of_its_own(vm: Machine) -> None:
             "serial": "own",
         },
     )
-    await say(vm, "until [ -e /dev/sda ]; do sleep 0.02; done")
+    await say(vm, "until [ -e /dev/sda ]; do sleep 0.1; done")
