@@ -80,6 +80,13 @@ def never_unmounted(path: Path) -> Path:
     return path
 
 
+def ext4_file(path: Path, name: str) -> str:
+    """A file in an image with an ext4, which must be clean."""
+    subprocess.run(["e2fsck", "-f", "-n", path], check=True, capture_output=True)
+    command: list[str | Path] = ["debugfs", "-R", f"cat {name}", path]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
 def digest(path: Path) -> str:
     """A hash of all its bytes."""
     with path.open("rb") as file:
