@@ -162,7 +162,6 @@ def failed(disk: DiskState, error: BaseException) -> None:
         if thing.fact is Fact.NO and isinstance(thing, GrantState):
             del disk.grants[thing.vm_id]
     elif action is Action.ATTACH:
-        disk.closing = True
         disk.vacated = not is_unknown
         fail_adding(disk, list(disk.active), error, None)
     elif action is Action.MOUNT and isinstance(thing, MountState):

@@ -369,7 +369,7 @@ class Manager:
 
     def _has_to_go(self, disk: DiskState, request: DiskRequest) -> bool:
         """Whether the disk is, or will be, in teardown, and cannot be shared before it is over."""
-        if disk.closing or (disk.stalled and not disk.handles):
+        if disk.closing:
             return True
         try:
             self._attachments.check_sharing(disk, request)

@@ -6,9 +6,15 @@ import asyncio
 import warnings
 
 import pytest
-from support.memory import DOWN, EXT4, VM, XFS, A, B, start, turns
+from support.memory import DOWN, EXT4, FORMATS, VM, XFS, A, B, start, turns
 
-from hotlun import BackendError, Manager, NotInitializedError, SlotState
+from hotlun import (
+    BackendError,
+    Manager,
+    NotInitializedError,
+    OutcomeUnknownError,
+    SlotState,
+)
 from hotlun.backends.memory import MemoryGuestBackend, MemoryHostBackend
 
 
@@ -103,6 +109,50 @@ async def test_a_cancelled_add_that_asked_for_another_use_is_waited_for(vm: VM) 
     gate.open()
     assert (await two).disk.read_only
     assert vm.said() == ["attach", "unplug", "detach", "attach", "mount"]
+
+
+async def test_one_who_was_cancelled_and_had_no_turn_yet_wants_nothing(vm: VM) -> None:
+    """The cancellation counts from when it was made, not from when the caller wakes."""
+    gate = vm.host.stall("attach")
+    one = vm.start()
+    await gate.reached.wait()
+    two = vm.start(read_only=True)  # has its turn before the cancelled one
+    one.cancel()
+    await turns()
+    gate.open()
+    assert (await two).disk.read_only
+
+
+async def test_an_overlap_with_a_cancelled_mount_in_flight_is_waited_for(vm: VM) -> None:
+    """Nobody wants the formatting mount any more: it is no conflict."""
+    await vm.add(mount=None)
+    gate = vm.guest.stall("mount")
+    formatting = vm.start(mount=FORMATS)
+    await gate.reached.wait()
+    formatting.cancel()
+    await turns()
+    adding = vm.start(mount=EXT4)
+    await turns()
+    gate.open()
+    await adding
+    assert vm.said() == ["attach", "mount", "unmount", "mount"]
+
+
+async def test_a_mount_of_unknown_outcome_is_never_joined(vm: VM) -> None:
+    """Not even while another step of the disk comes before its undoing."""
+    await vm.add(mount=None)
+    vm.guest.lose("mount", happened=True)
+    gate = vm.guest.stall("mount", at=2)
+    one, other = vm.start(mount=EXT4), vm.start(mount=XFS)
+    await gate.reached.wait()
+    again = vm.start(mount=EXT4)
+    await turns()
+    gate.open()
+    with pytest.raises(OutcomeUnknownError):
+        await one
+    await other
+    await again
+    assert vm.said() == ["attach", "mount", "mount", "unmount", "mount"]
 
 
 async def test_every_point_of_cancellation(vm: VM) -> None:

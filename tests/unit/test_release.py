@@ -412,6 +412,71 @@ async def test_an_unknown_unmount_under_others(vm: VM) -> None:
     assert new in vm.manager.mounts
 
 
+async def test_an_add_that_was_there_before_the_failing_step_tries_it_again_too(vm: VM) -> None:
+    """The step was taken for the release: its error is the release's alone."""
+    old = await vm.add()
+    gate = vm.guest.stall("unplug")
+    vm.host.fail("detach", refusal())
+    release = start(old.release())
+    await gate.reached.wait()
+    adding = vm.start()
+    await turns()
+    gate.open()
+    with pytest.raises(BackendError):
+        await release
+    await adding
+    assert vm.said() == [*UP, *DOWN, "detach", *UP]
+
+
+async def test_an_add_that_drives_an_unplug_that_definitely_fails_shares(vm: VM) -> None:
+    """Nobody else drives it any more, and the guest still has the device."""
+    old = await vm.add()
+    gate = vm.guest.stall("unmount")
+    vm.guest.fail("unplug", refusal())
+    release = start(old.release())
+    await gate.reached.wait()
+    adding = vm.start()
+    await turns()
+    release.cancel()
+    await turns()
+    gate.open()
+    new = await adding
+    assert vm.said() == [*UP, "unmount", "unplug", "mount"]
+    assert new.serial == old.serial
+    await old.release()
+    assert vm.manager.mounts == (new,)
+
+
+async def test_under_others_a_definitely_failed_unmount_is_shared_again(vm: VM) -> None:
+    """Also by an add that was waiting for it."""
+    await vm.add(mount=None)
+    old = await vm.add(mount=EXT4)
+    gate = vm.guest.stall("unmount")
+    vm.guest.fail("unmount", refusal())
+    release = start(old.release())
+    await gate.reached.wait()
+    adding = vm.start(mount=EXT4)
+    await turns()
+    gate.open()
+    with pytest.raises(BackendError):
+        await release
+    assert (await adding).guest_path == old.guest_path
+    assert vm.said() == ["attach", "mount", "unmount"]
+
+
+async def test_the_attachment_is_shared_until_its_last_release_makes_a_call(vm: VM) -> None:
+    """Two handles with mounts of their own release at once: the first only unmounts."""
+    one, two = await vm.add(mount=EXT4), await vm.add(mount=XFS)
+    gate = vm.guest.stall("unmount")
+    releases = [start(one.release()), start(two.release())]
+    await gate.reached.wait()
+    bare = await vm.add(mount=None)
+    assert bare.serial == one.serial
+    gate.open()
+    await asyncio.gather(*releases)
+    assert vm.said() == ["attach", "mount", "mount", "unmount", "unmount"]
+
+
 async def test_several_adds_wait_for_one_teardown(vm: VM) -> None:
     """They share what the first of them attaches."""
     old = await vm.add()
