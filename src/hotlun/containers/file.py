@@ -6,7 +6,7 @@ import array
 import os
 import sys
 from dataclasses import dataclass
-from typing import Literal, TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from hotlun.errors import BackendError
 
