@@ -388,6 +388,14 @@ class TestTheReport:
         assert "all well" in told
         assert "\x1b" not in told
 
+    def test_is_plain_where_it_must_be(self) -> None:
+        """A terminal that knows only ASCII gets nothing else."""
+        file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        report = Report(console=Console(file=file, width=80, highlight=False))
+        report.check(True, "the sun rises")
+        file.seek(0)
+        assert file.read() == "   + the sun rises\n"
+
     def test_shows_errors_as_the_command_line_does(self, report: Report, file: io.StringIO) -> None:
         """A refusal in the demo looks as its users will see it."""
         report.refused(DiskConflictError("the disk is in use"))

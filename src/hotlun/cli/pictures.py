@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _GROUP = 8
 """LUNs between two gaps, so that they can be counted."""
+_LABEL = 4
+"""Columns for a controller's number. With it, 64 LUNs take 75 columns."""
 
 
 class _Mark(NamedTuple):
@@ -72,9 +74,6 @@ class SlotMap:
             legend.append(*_mark(state, options))
             legend.append(f" {state} {counts[state]}   ")
         return legend
-
-
-_LABEL = 4
 
 
 def _ruler(luns: int) -> str:
