@@ -66,6 +66,12 @@ def image(path: Path, format: str, *options: str, size: str = "32M") -> Path:  #
     return path
 
 
+def converted(source: Path, path: Path, format: str) -> Path:  # noqa: A002
+    """A raw image in another format."""
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", format, source, path], check=True)
+    return path
+
+
 def check(path: Path, format: str) -> None:  # noqa: A002
     """Have qemu-img look for damage, in the formats where it can."""
     verb = "check" if format in ("qcow2", "vhdx") else "info"
