@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import struct
 import subprocess
 from typing import TYPE_CHECKING
@@ -31,8 +30,6 @@ TOOLS = {
 @pytest.mark.parametrize("name", TOOLS)
 def test_what_a_real_tool_made_is_recognised(name: str, tmp_path: Path) -> None:
     """Each kind that mkfs can make here is told from the others."""
-    if shutil.which(TOOLS[name][0]) is None:
-        pytest.skip(f"{TOOLS[name][0]} is not installed")
     image = image_of(tmp_path / "image", 320, *TOOLS[name])
     assert superblocks.detect(str(image)) == name
 
@@ -45,8 +42,6 @@ def test_an_ext4_without_a_journal_is_ext4(tmp_path: Path) -> None:
 
 def test_an_erofs_is_recognised(tmp_path: Path) -> None:
     """The guest's own root is one."""
-    if shutil.which("mkfs.erofs") is None:
-        pytest.skip("mkfs.erofs is not installed")
     (tmp_path / "tree").mkdir()
     image = tmp_path / "image"
     command = ["mkfs.erofs", "--quiet", str(image), str(tmp_path / "tree")]
