@@ -73,9 +73,10 @@ class Disk:
         return f"evd://{self.provider}/{self.path}" if self.provider else self.path
 
 
-_PROPAGATIONS = frozenset(
+PROPAGATIONS = frozenset(
     prefix + word for word in ("private", "shared", "slave", "unbindable") for prefix in ("", "r")
 )
+"""The options that say how mounts below spread between namespaces, not how this one is."""
 _OPPOSITES = (("ro", "rw"), ("sync", "async"), ("loud", "silent"))
 _FILESYSTEM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -111,13 +112,10 @@ class MountConfig:
     _option_set: frozenset[str] = field(init=False, repr=False, default=frozenset())
 
     def __post_init__(self) -> None:
-        if self.options:
-            object.__setattr__(self, "options", _checked_options(self.options))
-            object.__setattr__(self, "_option_set", frozenset(self.options))
-        elif isinstance(self.options, str):
-            raise TypeError("options is a sequence of strings, one option an item")
-        else:
-            object.__setattr__(self, "options", ())
+        if self.options != ():
+            options = _checked_options(self.options)
+            object.__setattr__(self, "options", options)
+            object.__setattr__(self, "_option_set", frozenset(options))
         if self.partition < 0:
             raise ValueError(
                 f"partitions are counted from 1, 0 is the whole disk: {self.partition}"
@@ -169,7 +167,7 @@ def _checked_options(options: Sequence[str]) -> tuple[str, ...]:
         key, _, value = option.partition("=")
         if values.setdefault(key, value) != value:
             raise ValueError(f"the mount option {key} is given two values")
-        if option in _PROPAGATIONS:
+        if option in PROPAGATIONS:
             if propagation not in ("", option):
                 raise ValueError(f"two propagations: {propagation} and {option}")
             propagation = option

@@ -68,17 +68,17 @@ class Worker:
             disk.working = False
 
     async def _take(self, disk: DiskState, step: Step) -> None:
-        logger.debug("%s", _Words(disk, step, "begins"))
+        _tell(disk, step, "begins")
         try:
             await self._perform(disk, step)
         except SlotTakenError as error:
             self._move(disk, step, error)
         except Exception as error:
-            logger.debug("%s: %s", _Words(disk, step, "failed"), error)
+            _tell(disk, step, f"failed ({error})")
             lifecycle.failed(disk, error)
         except BaseException as error:
             # Cancelled, by the end of the loop or inside the backend, or interrupted.
-            logger.debug("%s: %r", _Words(disk, step, "was cut short"), error)
+            _tell(disk, step, f"was cut short ({error!r})")
             lifecycle.failed(disk, _cut_short(disk, step, error))
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task and not task.cancelling():
@@ -87,14 +87,14 @@ class Worker:
             self._settle(disk)
             raise
         else:
-            logger.debug("%s", _Words(disk, step, "is done"))
+            _tell(disk, step, "is done")
             lifecycle.done(disk)
 
     def _move(self, disk: DiskState, step: Step, error: SlotTakenError) -> None:
         if step.action is not Action.ATTACH:
             lifecycle.failed(disk, error)
             return
-        logger.debug("%s: %s", _Words(disk, step, "found its slot taken"), error)
+        _tell(disk, step, f"found its slot taken ({error})")
         try:
             self._relocate(disk, error)
         except HotlunError as nowhere:
@@ -103,46 +103,39 @@ class Worker:
             lifecycle.called_off(disk)
 
     async def _perform(self, disk: DiskState, step: Step) -> None:
+        action, thing = step
         attachment = disk.attachment
-        match step:
-            case (Action.ATTACH, _):
-                await self._host.attach(attachment)
-            case (Action.DETACH, _):
-                await self._host.detach(attachment)
-            case (Action.UNPLUG, _):
-                await self._guest.unplug(attachment)
-            case (Action.MOUNT, MountState(config=config, path=path)):
-                await self._guest.mount(GuestMount(attachment, path, config))
-            case (Action.UNMOUNT, MountState(config=config, path=path)):
-                await self._guest.unmount(GuestMount(attachment, path, config))
-            case (Action.GRANT, GrantState(vm_id=vm_id)):
-                await self._host.grant_access(attachment.disk, vm_id)
-            case (Action.REVOKE, GrantState(vm_id=vm_id)):
-                await self._host.revoke_access(attachment.disk, vm_id)
-            case _:
-                raise AssertionError(f"no such step: {step}")
+        if isinstance(thing, MountState):
+            mount = GuestMount(attachment, thing.path, thing.config)
+            act = self._guest.mount if action is Action.MOUNT else self._guest.unmount
+            await act(mount)
+        elif isinstance(thing, GrantState):
+            grants = action is Action.GRANT
+            change = self._host.grant_access if grants else self._host.revoke_access
+            await change(attachment.disk, thing.vm_id)
+        elif action is Action.ATTACH:
+            await self._host.attach(attachment)
+        elif action is Action.UNPLUG:
+            await self._guest.unplug(attachment)
+        else:
+            await self._host.detach(attachment)
 
 
-class _Words:
-    """A step in words, put together only when somebody reads the log."""
-
-    def __init__(self, disk: DiskState, step: Step, ending: str) -> None:
-        self._what = (disk, step, ending)
-
-    def __str__(self) -> str:
-        disk, step, ending = self._what
-        attachment = disk.attachment
-        match step.thing:
-            case MountState(path=path):
-                what = f" of {path}"
-            case GrantState(vm_id=vm_id):
-                what = f" for {vm_id}"
-            case _:
-                what = ""
-        return (
-            f"{step.action}{what} {ending}: disk {attachment.disk} "
-            f"at slot {attachment.slot}, serial {attachment.serial}"
-        )
+def _tell(disk: DiskState, step: Step, ending: str) -> None:
+    """One line of the log, put together only if somebody reads it."""
+    if not logger.isEnabledFor(logging.DEBUG):
+        return
+    thing = step.thing
+    what = ""
+    if isinstance(thing, MountState):
+        what = f" of {thing.path}"
+    elif isinstance(thing, GrantState):
+        what = f" for {thing.vm_id}"
+    attachment = disk.attachment
+    logger.debug(
+        "%s%s %s: disk %s at slot %s, serial %s",
+        *(step.action, what, ending, attachment.disk, attachment.slot, attachment.serial),
+    )
 
 
 def _cut_short(disk: DiskState, step: Step, error: BaseException) -> OutcomeUnknownError:

@@ -21,6 +21,7 @@ from hotlun.bridge.messages import (
     is_failure,
 )
 from hotlun.errors import BackendError, HotlunError, OutcomeUnknownError, UnsupportedError
+from hotlun.model import PROPAGATIONS
 
 if TYPE_CHECKING:
     from hotlun.backends.base import OSType
@@ -28,11 +29,6 @@ if TYPE_CHECKING:
     from hotlun.model import Attachment, Disk, GuestMount, MountConfig
 
 _log = logging.getLogger(__name__)
-
-_PROPAGATIONS = frozenset(
-    ("private", "shared", "slave", "unbindable", "rprivate", "rshared", "rslave", "runbindable")
-)
-"""The only options that the original agent applies."""
 
 _ADVICE_BY_CODE: dict[int, str] = {
     HResult.NOT_IMPLEMENTED: "this agent cannot do that: run hotlun's of this version in the guest",
@@ -95,7 +91,8 @@ class BridgeGuestBackend:
                 f"made for {self.os_type}: make it for the right one"
             )
         features = self._connection.features
-        dropped = [option for option in config.options if option not in _PROPAGATIONS]
+        # The original agent applies propagations, and no other option.
+        dropped = [option for option in config.options if option not in PROPAGATIONS]
         if dropped and FEATURE_OPTIONS not in features:
             raise refuse(
                 f"this guest's agent would ignore the options {', '.join(dropped)}; "
