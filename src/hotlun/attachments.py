@@ -7,17 +7,23 @@ canonical path; an extensible virtual disk by provider and path as written.
 
 from __future__ import annotations
 
+import itertools
 import os
+import secrets
 import stat
+import string
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from hotlun.errors import DiskConflictError
-from hotlun.model import Disk, DiskKind, ImageFormat
+from hotlun.facts import Fact
+from hotlun.model import Disk, DiskKind, GuestMount, ImageFormat
+from hotlun.slots import SlotState, SlotStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
 
-    from hotlun.wants import DiskState
+    from hotlun.model import Slot
+    from hotlun.wants import DiskState, Handle
 
 Identity = tuple[str, int | str, int | str]
 """What makes two disks the same: a sort of name, and two parts of it."""
@@ -84,6 +90,31 @@ def _identify(host_path: str | os.PathLike[str]) -> tuple[str, Identity]:
     if stat.S_ISBLK(status.st_mode):
         return path, ("device", status.st_rdev, 0)
     return path, ("file", status.st_dev, status.st_ino)
+
+
+def unique_names() -> Iterator[str]:
+    """Serials and ids: `h`, 11 random characters for whoever asks, and a count."""
+    alphabet = string.ascii_lowercase + string.digits
+    prefix = "h" + "".join(secrets.choice(alphabet) for _ in range(11))
+    return (f"{prefix}{count:x}" for count in itertools.count())
+
+
+def status(slot: Slot, state: DiskState, mounts: Container[Handle]) -> SlotStatus:
+    """A snapshot of the slot that an attachment holds; `mounts` are the handles of Mounts."""
+    is_stuck = state.stalled and not state.handles
+    things = (state, *state.mounts.values())
+    return SlotStatus(
+        slot,
+        SlotState.QUARANTINED if is_stuck else SlotState.TAKEN,
+        state.attachment,
+        tuple(
+            GuestMount(state.attachment, mount.path, mount.config)
+            for mount in state.mounts.values()
+            if mount.fact is not Fact.NO
+        ),
+        holders=sum(handle in mounts for handle in state.handles),
+        reason=next((thing.reason for thing in things if thing.reason), ""),
+    )
 
 
 class AttachmentTable:

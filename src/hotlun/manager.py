@@ -8,9 +8,6 @@ is done by the `worker`.
 from __future__ import annotations
 
 import asyncio
-import itertools
-import secrets
-import string
 import warnings
 from enum import Enum, auto
 from functools import partial
@@ -22,6 +19,8 @@ from hotlun.attachments import (
     DiskRequest,
     extensible_virtual_disk,
     physical_disk,
+    status,
+    unique_names,
     virtual_disk,
 )
 from hotlun.backends import base
@@ -31,10 +30,9 @@ from hotlun.errors import (
     NoAvailableLocationError,
     NotInitializedError,
 )
-from hotlun.facts import Fact
-from hotlun.model import Attachment, Disk, GuestMount, ImageFormat, MountConfig, Slot
+from hotlun.model import Attachment, Disk, ImageFormat, MountConfig, Slot
 from hotlun.mounts import MountTable
-from hotlun.slots import SlotState, SlotStatus, SlotTable
+from hotlun.slots import SlotStatus, SlotTable
 from hotlun.wants import DiskState, Handle, MountState
 from hotlun.worker import Worker
 
@@ -167,7 +165,7 @@ class Manager:
         self._worker = Worker(host, guest, settle=self._settle, relocate=self._relocate)
         self._phase = _Phase.NEW
         self._mounts: dict[Handle, Mount] = {}
-        self._names = _unique_names()
+        self._names = unique_names()
 
     # --- Entering and leaving ---
 
@@ -473,26 +471,9 @@ class Manager:
     def slots(self) -> tuple[SlotStatus, ...]:
         """A snapshot of every slot, in order."""
         disks = {disk.slot: disk for disk in self._attachments if disk.slot is not None}
-        return tuple(self._status(slot, disks.get(slot)) for slot in self._slots)
-
-    def _status(self, slot: Slot, disk: DiskState | None) -> SlotStatus:
-        if disk is None:
-            reason = self._slots.reserved(slot)
-            if reason is not None:
-                return SlotStatus(slot, SlotState.RESERVED, reason=reason)
-            return SlotStatus(slot, SlotState.FREE)
-        is_stuck = disk.stalled and not disk.handles
-        return SlotStatus(
-            slot,
-            SlotState.QUARANTINED if is_stuck else SlotState.TAKEN,
-            disk.attachment,
-            tuple(
-                GuestMount(disk.attachment, mount.path, mount.config)
-                for mount in disk.mounts.values()
-                if mount.fact is not Fact.NO
-            ),
-            sum(handle in self._mounts for handle in disk.handles),
-            next((thing.reason for thing in (disk, *disk.mounts.values()) if thing.reason), ""),
+        return tuple(
+            status(slot, disks[slot], self._mounts) if slot in disks else self._slots.status(slot)
+            for slot in self._slots
         )
 
     # --- Keeping the tables, for the worker ---
@@ -524,10 +505,3 @@ class Manager:
         except NoAvailableLocationError as nowhere:
             raise nowhere from error
         disk.attachment = Attachment(disk.slot, attachment.disk, next(self._names))
-
-
-def _unique_names() -> Iterator[str]:
-    """Serials and ids: `h`, 11 random characters of this Manager's, and a count."""
-    alphabet = string.ascii_lowercase + string.digits
-    prefix = "h" + "".join(secrets.choice(alphabet) for _ in range(11))
-    return (f"{prefix}{count:x}" for count in itertools.count())

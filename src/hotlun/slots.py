@@ -73,12 +73,13 @@ class SlotTable:
             if slot in self:
                 self._reserved.setdefault(self._index(slot), reason)
 
-    def reserved(self, slot: Slot) -> str | None:
-        """Why the slot is given to nobody, or None."""
+    def status(self, slot: Slot) -> SlotStatus:
+        """Of a slot that holds no disk of ours."""
         index = self._index(slot)
+        reason = self._reserved.get(index, "")
         if index >= self._end:
-            return "the guest cannot use this controller"
-        return self._reserved.get(index)
+            reason = "the guest cannot use this controller"
+        return SlotStatus(slot, SlotState.RESERVED if reason else SlotState.FREE, reason=reason)
 
     def take(self) -> Slot:
         """The lowest free slot.
