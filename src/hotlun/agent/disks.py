@@ -79,7 +79,7 @@ class Disks:
         """Undo `mount`; nothing there is success, and so is a disk that is gone.
 
         Raises:
-            RequestError: it is still there, or something else is.
+            RequestError: it is still there.
         """
         if not settings.path:
             return

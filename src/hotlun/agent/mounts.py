@@ -124,22 +124,24 @@ class Mounts:
     def unmount(self, device: BlockDevice | None, path: str) -> None:
         """Unmount whatever of the device is mounted at a claimed path, however often.
 
+        What else is mounted there stays. If that is all, there is nothing to undo.
+
         Args:
             device: None if the disk is gone; then dead mounts are unmounted.
 
         Raises:
-            RequestError: another device is mounted there, or the mount is busy.
+            RequestError: the mount is busy, or out of sight below another device's.
         """
         while True:
             text = mountinfo.read(self._kernel, self._self)
             stack = mountinfo.mounts_at(text, path)
-            if not stack:
+            if not any(self._is_of(mount, device) for mount in stack):
                 break
             top = stack[-1]
             if not self._is_of(top, device):
                 raise RequestError(
-                    f"{top.source} is mounted at {path}, not {device or 'the disk asked for'}; "
-                    "it was left alone"
+                    f"{top.source} is mounted at {path}, on top of "
+                    f"{device or 'the disk asked for'}; it was left alone"
                 )
             try:
                 syscalls.unmount(path)
@@ -149,7 +151,7 @@ class Mounts:
                     f"{device or top.source} cannot be unmounted from {path}: {words(error)}"
                     + (f": {'; '.join(by)}" if by and error.errno == errno.EBUSY else "")
                 ) from error
-        if path in self._made:
+        if path in self._made and not stack:
             self._remove_directories([path])
 
     def link(self, device: BlockDevice, path: str) -> None:
@@ -170,22 +172,17 @@ class Mounts:
     def unlink(self, device: BlockDevice | None, path: str) -> None:
         """Remove the link at a claimed path, if it is one to the device, or to none.
 
-        Raises:
-            RequestError: what is there is something else.
+        What else is there is none of ours, and stays.
         """
         try:
             target = os.readlink(path)
-        except FileNotFoundError:
+        except OSError:  # nothing there, or no link
             return
-        except OSError:
-            raise RequestError(f"{path} is no link to a device; it was left alone") from None
         dead = os.path.dirname(target) == self._kernel.dev and not os.path.exists(target)
-        if not dead and (device is None or target != device.node):
-            raise RequestError(
-                f"{path} is a link to {target}, not to {device or 'the disk asked for'}; "
-                "it was left alone"
-            )
-        os.unlink(path)
+        if dead or (device is not None and target == device.node):
+            os.unlink(path)
+        else:
+            _log.info("%s stays: it is a link to %s", path, target)
 
     @property
     def _self(self) -> str:
