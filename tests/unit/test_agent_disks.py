@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shutil
 import struct
 import subprocess
@@ -305,6 +306,26 @@ def test_a_mounted_disk_is_not_unplugged(guest: FakeGuest, ext4: str, tmp_path: 
     add(guest, tmp_path / "m0")
     with pytest.raises(RequestError, match=rf"is in use: loop\d+ is mounted at {tmp_path}/m0"):
         guest.disks.unplug(settings("", 1).slot)
+    assert (guest.sysfs(1) / "delete").read_text() == ""
+
+
+def test_without_descriptors_nothing_is_called_gone(
+    guest: FakeGuest, ext4: str, tmp_path: Path
+) -> None:
+    """An agent that can look at nothing says so, not that there is nothing."""
+    add(guest, tmp_path / "m0")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as held:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+        held.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        with contextlib.suppress(OSError):
+            while True:
+                held.callback(os.close, os.open("/dev/null", os.O_RDONLY))
+        with pytest.raises(OSError, match="Too many open files"):
+            remove(guest, tmp_path / "m0")
+        with pytest.raises(OSError, match="Too many open files"):
+            guest.disks.unplug(settings("", 1).slot)
+    assert mounted_at(tmp_path / "m0") == [("ext4", ext4)]
     assert (guest.sysfs(1) / "delete").read_text() == ""
 
 

@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
+
+_SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
+
+
+def check_absent(error: OSError) -> None:
+    """Let an error pass for "it is not there", unless it tells of us alone.
+
+    Short of descriptors or memory nothing can be looked at; an agent that took that for
+    an answer would call every disk unmounted and unplugged.
+
+    Raises:
+        OSError: that error.
+    """
+    if error.errno in _SHORTAGES:
+        raise error
 
 
 class Kernel:
@@ -31,10 +47,15 @@ class Kernel:
             os.close(file)
 
     def names(self, path: str) -> list[str]:
-        """What is in a directory, sorted; nothing if it is not there or its process is gone."""
+        """What is in a directory, sorted; nothing if it is not there or its process is gone.
+
+        Raises:
+            OSError: as `check_absent`.
+        """
         try:
             return sorted(os.listdir(path))
-        except OSError:
+        except OSError as error:
+            check_absent(error)
             return []
 
     def target(self, path: str) -> str:

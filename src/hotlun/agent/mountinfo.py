@@ -10,6 +10,8 @@ import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from hotlun.agent.kernel import check_absent
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -43,11 +45,15 @@ def read(kernel: Kernel, process: str) -> str:
 
     Args:
         process: its directory, as `Kernel.processes` gives it.
+
+    Raises:
+        OSError: as `check_absent`.
     """
     path = os.path.join(process, "mountinfo")
     try:
         return kernel.read(path)
-    except OSError:
+    except OSError as error:
+        check_absent(error)
         return ""
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from hotlun.agent import holders
 from hotlun.agent.controllers import NoControllerError, scsi_host
 from hotlun.agent.errors import RequestError, words
+from hotlun.agent.kernel import check_absent
 from hotlun.agent.uevents import Deadline
 from hotlun.bridge.messages import HResult
 
@@ -172,7 +173,8 @@ class ScsiDisks:
     def _block_device(self, slot: Slot, path: str) -> BlockDevice | None:
         try:
             number = self._kernel.read(os.path.join(path, "dev"))
-        except OSError:
+        except OSError as error:
+            check_absent(error)
             return None
         name = os.path.basename(path)
         node = os.path.join(self._kernel.dev, name)
