@@ -471,6 +471,27 @@ def test_an_ext2_serves_as_ext4(guest: FakeGuest, tmp_path: Path) -> None:
         assert [kind for kind, _ in mounted_at(path)] == ["ext4"]
         remove(guest, path)
     assert superblocks.detect(str(tmp_path / "ext2.img")) == "ext2"
+def test_an_ext4_with_an_older_mark_beside_it_is_not_made_again(
+    guest: FakeGuest, tmp_path: Path
+) -> None:
+    """An ext4 made over a LUKS2 may keep the second header of that among its inodes."""
+    image = image_of(tmp_path / "ext4.img", 16, *EXT4, "-O", "^resize_inode")
+    with image.open("r+b") as file:
+        file.seek(0x4000)
+        file.write(b"SKUL\xba\xbe")
+    assert superblocks.detect(str(image)) == "crypto_LUKS"
+    with image.open("rb") as file:
+        file.seek(0x400)
+        superblock = file.read(0x400)
+    identity = slice(0x68, 0x78)  # s_uuid: another mkfs makes another
+    with loop_disk(guest, 1, image):
+        add(guest, tmp_path / "m0", EnsureFilesystem=True, Filesystem="ext4")
+        remove(guest, tmp_path / "m0")
+    with image.open("rb") as file:
+        file.seek(0x400)
+        assert file.read(0x400)[identity] == superblock[identity]
+
+
 
 
 def test_another_filesystem_is_replaced(guest: FakeGuest, tmp_path: Path) -> None:

@@ -44,14 +44,17 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _WORDS_KEPT = 1024
 
 
-def detect(device: BlockDevice) -> str:
+def detect(device: BlockDevice, wanted: tuple[str, ...] = ()) -> str:
     """What is on the device, by libblkid's name; `""` if nothing known.
+
+    Args:
+        wanted: what counts if it is there, whatever else seems to be.
 
     Raises:
         RequestError: it cannot be read.
     """
     try:
-        return superblocks.detect(device.node)
+        return superblocks.detect(device.node, wanted)
     except OSError as error:
         raise RequestError(
             f"{device} cannot be read, so what is on it is not known: {words(error)}"
@@ -104,8 +107,9 @@ def ensure(kernel: Kernel, device: BlockDevice, wanted: str, *, read_only: bool)
     Raises:
         RequestError: it cannot be read or written, is in use, or mkfs is missing or failed.
     """
-    found = detect(device)
-    if found in _SERVES.get(wanted, (wanted,)):
+    serving = _SERVES.get(wanted, (wanted,))
+    found = detect(device, serving)
+    if found in serving:
         return
     if read_only or _is_read_only(kernel, device):
         raise RequestError(

@@ -82,8 +82,11 @@ _EXT3_INCOMPATIBLE = _EXT2_INCOMPATIBLE | 0x4
 _EXT3_READ_ONLY = 0x1 | 0x2 | 0x4
 
 
-def detect(path: str) -> str:
+def detect(path: str, wanted: tuple[str, ...] = ()) -> str:
     """What the device holds, `""` if nothing that is known here.
+
+    Args:
+        wanted: as for `identify`.
 
     Raises:
         OSError: it cannot be read.
@@ -91,7 +94,7 @@ def detect(path: str) -> str:
     device = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         head = _read(device, 0, _HEAD)
-        found = identify(head)
+        found = identify(head, wanted)
         if not found:
             size = os.lseek(device, 0, os.SEEK_END)
             start = max(0, size - _TAIL)
@@ -101,12 +104,17 @@ def detect(path: str) -> str:
         os.close(device)
 
 
-def identify(head: bytes) -> str:
-    """As `detect`, from a device's first bytes."""
-    for name, offset, magic in _MAGIC:
-        if head.startswith(magic, offset):
-            return name
-    return _ext(head[0x400:]) or _dos_partitions(head)
+def identify(head: bytes, wanted: tuple[str, ...] = ()) -> str:
+    """As `detect`, from a device's first bytes.
+
+    Args:
+        wanted: the names that come first where there is more than one mark. An mkfs may
+            leave older ones: mkfs.ext4 1.47 without `resize_inode` the second header of a
+            LUKS2, which lies in its inode tables then.
+    """
+    found = [name for name, offset, magic in _MAGIC if head.startswith(magic, offset)]
+    found += filter(None, (_ext(head[0x400:]), _dos_partitions(head)))
+    return next((name for name in found if name in wanted), found[0] if found else "")
 
 
 def _read(device: int, offset: int, size: int) -> bytes:
