@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from hotlun.errors import GuestPathConflictError
@@ -168,7 +169,8 @@ class GuestPaths:
         return path.casefold() if self._os_type == "windows" else path
 
 
-def _folders(path: str, separator: str) -> list[str]:
+@lru_cache(maxsize=1024)
+def _folders(path: str, separator: str) -> tuple[str, ...]:
     """The folders above a path, the root left out."""
     parts = path.split(separator)
-    return [separator.join(parts[:n]) for n in range(2, len(parts))]
+    return tuple(separator.join(parts[:n]) for n in range(2, len(parts)))

@@ -9,7 +9,7 @@ nobody owning the thing at all.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from hotlun.errors import OutcomeUnknownError
 from hotlun.facts import TABLE, Action, Fact, Step, Thing
@@ -72,11 +72,11 @@ def _unmounting_step(disk: DiskState) -> Step | None:
     for mount in disk.mounts.values():
         if not mount.allows(Action.UNMOUNT):
             continue
-        releasing = sum(handle.mount is mount for handle in disk.active if handle.is_live)
-        waiting = any(waiter.thing is mount for waiter in disk.waiters)
-        kept = len(mount.handles) > releasing
-        orphaned = not mount.handles and not mount.stalled
-        if (mount.closing and waiting) or (not kept and (releasing or orphaned)):
+        releasing = [h for h in disk.active if h.mount is mount and h.is_live]
+        kept = len(mount.handles) > len(releasing)
+        if mount.closing and any(waiter.thing is mount for waiter in disk.waiters):
+            return Step(Action.UNMOUNT, mount)
+        if not kept and (releasing or not mount.stalled):
             return Step(Action.UNMOUNT, mount)
     return None
 
@@ -114,16 +114,17 @@ def _drivers(disk: DiskState, thing: Thing) -> tuple[Handle | Waiter, ...]:
     return releasing or tuple(w for w in disk.waiters if whole or w.thing is thing)
 
 
-def done(disk: DiskState) -> None:
+def done(disk: DiskState, step: Step) -> None:
     """The current step has happened."""
-    action, thing = _finish(disk).step
+    action, thing = step
+    disk.current = None
     thing.fact = TABLE[thing.kind][thing.fact][action].done
     thing.reason = ""
     if action is Action.REVOKE and isinstance(thing, GrantState):
         del disk.grants[thing.vm_id]
     elif action is Action.DETACH:
         disk.vacated = True
-    elif isinstance(thing, MountState) and action is Action.UNMOUNT:
+    elif action is Action.UNMOUNT and isinstance(thing, MountState):
         for handle in list(thing.handles):
             del thing.handles[handle]
             handle.mount = None
@@ -132,27 +133,16 @@ def done(disk: DiskState) -> None:
         forget_mount(disk, thing)
 
 
-class _Finished(NamedTuple):
-    step: Step
-    drivers: tuple[Handle | Waiter, ...]
-
-
-def _finish(disk: DiskState) -> _Finished:
-    assert disk.current is not None  # noqa: S101 - the worker began it
-    finished = _Finished(disk.current, disk.drivers)
-    disk.current = None
-    disk.drivers = ()
-    return finished
-
-
 def called_off(disk: DiskState) -> None:
     """The current step has not happened, and that is nobody's failure."""
-    _finish(disk)
+    disk.current = None
 
 
-def failed(disk: DiskState, error: BaseException) -> None:
+def failed(disk: DiskState, step: Step, error: BaseException) -> None:
     """The current step has not happened, or, after `OutcomeUnknownError`, maybe."""
-    (action, thing), drivers = _finish(disk)
+    action, thing = step
+    drivers = disk.drivers
+    disk.current = None
     outcomes = TABLE[thing.kind][thing.fact][action]
     is_unknown = isinstance(error, OutcomeUnknownError)
     thing.fact = outcomes.unknown if is_unknown else outcomes.failed
@@ -184,7 +174,7 @@ def _fail_undoing(
     errors = one_each(error)
     for driver in drivers:
         shares_again = isinstance(driver, Waiter) and not (disk.closing or driver.thing.closing)
-        if driver.answer is not None and not driver.answer.done() and not shares_again:
+        if not driver.answer.done() and not shares_again:
             driver.answer.set_exception(next(errors))
     for failure in disk.failures:
         failure.error.add_note(f"then, cleaning up, {thing.reason}")

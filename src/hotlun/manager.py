@@ -207,7 +207,7 @@ class Manager:
                     waiter.answer.set_exception(self._not_open())
             for handle in list(disk.handles):
                 if handle not in self._mounts:
-                    if handle.answer is not None and not handle.answer.done():
+                    if not handle.answer.done():
                         handle.answer.set_exception(self._not_open())
                     wants.drop(handle)
             self._worker.wake(disk)

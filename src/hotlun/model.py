@@ -63,7 +63,8 @@ class Disk:
             raise ValueError("a disk needs a path")
         if "\0" in self.path or "\0" in self.provider:
             raise ValueError(f"a disk's path holds no NUL: {self.path!r}")
-        object.__setattr__(self, "kind", DiskKind(self.kind))
+        if type(self.kind) is not DiskKind:
+            object.__setattr__(self, "kind", DiskKind(self.kind))
         if self.format is not None:
             object.__setattr__(self, "format", ImageFormat(self.format))
         if (self.kind is DiskKind.EXTENSIBLE_VIRTUAL_DISK) != bool(self.provider):

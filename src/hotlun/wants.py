@@ -104,21 +104,20 @@ class Handle:
 
     __slots__ = ("answer", "disk", "is_gone", "is_live", "mount", "vm_id")
 
-    def __init__(self, disk: DiskState, mount: MountState | None, vm_id: str) -> None:
+    def __init__(
+        self, disk: DiskState, mount: MountState | None, vm_id: str, answer: Answer
+    ) -> None:
         self.disk = disk
         self.mount = mount
         self.vm_id = vm_id
-        self.answer: Answer | None = None
+        self.answer = answer
+        """Of the add, or of the last release; once it is done, nobody waits."""
         self.is_live = False
         self.is_gone = False
 
     @property
-    def is_waiting(self) -> bool:
-        return self.answer is not None and not self.answer.done()
-
-    @property
     def is_releasing(self) -> bool:
-        return self.is_live and self.is_waiting
+        return self.is_live and not self.answer.done()
 
 
 class Waiter:
@@ -144,8 +143,7 @@ class Failure:
 
 def join(disk: DiskState, mount: MountState | None, vm_id: str, answer: Answer) -> Handle:
     """Register an add on the disk: a reference on the attachment and one on the guest mount."""
-    handle = Handle(disk, mount, vm_id)
-    handle.answer = answer
+    handle = Handle(disk, mount, vm_id, answer)
     disk.handles[handle] = None
     disk.active[handle] = None
     if mount is not None:
@@ -194,8 +192,9 @@ def settle(disk: DiskState) -> None:
     """Answer everyone who can be answered by the facts as they are."""
     if disk.active:
         _settle_handles(disk)
-    for mount in [m for m in disk.mounts.values() if m.fact is Fact.NO and not m.handles]:
-        if disk.current is None or disk.current.thing is not mount:
+    for mount in list(disk.mounts.values()):
+        is_in_work = disk.current is not None and disk.current.thing is mount
+        if not mount.handles and mount.fact is Fact.NO and not is_in_work:
             forget_mount(disk, mount)
     if disk.current is None:
         if disk.closing and is_unharmed(disk) and not has_driver(disk):
@@ -214,12 +213,11 @@ def settle(disk: DiskState) -> None:
 
 
 def _settle_handles(disk: DiskState) -> None:
-    for handle in list(disk.active):
-        if not handle.is_waiting:  # its caller was cancelled
-            if handle.is_live:
-                del disk.active[handle]
-            else:
-                drop(handle)
+    for handle in [handle for handle in disk.active if handle.answer.done()]:
+        if handle.is_live:  # its caller was cancelled, or had an error
+            del disk.active[handle]
+        else:
+            drop(handle)
     for handle in list(disk.active):
         mount = handle.mount
         if not handle.is_live:
@@ -249,14 +247,21 @@ def complete(handle: Handle) -> None:
     _resolve(handle.answer)
 
 
-def _resolve(answer: Answer | None) -> None:
-    if answer is not None and not answer.done():
+def _resolve(answer: Answer) -> None:
+    if not answer.done():
         answer.set_result(None)
 
 
 def forget_mount(disk: DiskState, mount: MountState) -> None:
     del disk.mounts[mount.config]
     disk.unmounted.append(mount)
+
+
+def has_work(disk: DiskState) -> bool:
+    """Whether there may be a step to take; no more than a hint, and quickly told."""
+    return bool(disk.active or disk.waiters or not disk.handles) or any(
+        not mount.handles for mount in disk.mounts.values()
+    )
 
 
 def has_driver(disk: DiskState) -> bool:
@@ -304,7 +309,7 @@ def fail_adding(
 ) -> None:
     errors = one_each(error)
     for handle in handles:
-        if handle.is_waiting and not handle.is_live and handle.answer is not None:
+        if not handle.is_live and not handle.answer.done():
             disk.failures.append(Failure(handle.answer, next(errors), mount))
             drop(handle)
 

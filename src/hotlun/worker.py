@@ -15,7 +15,7 @@ from hotlun import lifecycle
 from hotlun.errors import HotlunError, OutcomeUnknownError, SlotTakenError
 from hotlun.facts import Action, Step
 from hotlun.model import GuestMount
-from hotlun.wants import DiskState, GrantState, MountState, halt
+from hotlun.wants import DiskState, GrantState, MountState, halt, has_work
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +51,7 @@ class Worker:
     def wake(self, disk: DiskState) -> None:
         """Something changed in who wants the disk: answer, and take steps if there are any."""
         self._settle(disk)
-        if not disk.working and lifecycle.next_step(disk) is not None:
+        if not disk.working and not disk.is_gone and has_work(disk):
             disk.working = True
             task = asyncio.get_running_loop().create_task(self._run(disk))
             if not task.done():
@@ -75,11 +75,11 @@ class Worker:
             self._move(disk, step, error)
         except Exception as error:
             _tell(disk, step, f"failed ({error})")
-            lifecycle.failed(disk, error)
+            lifecycle.failed(disk, step, error)
         except BaseException as error:
             # Cancelled, by the end of the loop or inside the backend, or interrupted.
             _tell(disk, step, f"was cut short ({error!r})")
-            lifecycle.failed(disk, _cut_short(disk, step, error))
+            lifecycle.failed(disk, step, _cut_short(disk, step, error))
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task and not task.cancelling():
                 return
@@ -88,17 +88,17 @@ class Worker:
             raise
         else:
             _tell(disk, step, "is done")
-            lifecycle.done(disk)
+            lifecycle.done(disk, step)
 
     def _move(self, disk: DiskState, step: Step, error: SlotTakenError) -> None:
         if step.action is not Action.ATTACH:
-            lifecycle.failed(disk, error)
+            lifecycle.failed(disk, step, error)
             return
         _tell(disk, step, f"found its slot taken ({error})")
         try:
             self._relocate(disk, error)
         except HotlunError as nowhere:
-            lifecycle.failed(disk, nowhere)
+            lifecycle.failed(disk, step, nowhere)
         else:
             lifecycle.called_off(disk)
 

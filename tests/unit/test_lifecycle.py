@@ -43,7 +43,7 @@ def take(disk: DiskState) -> Action:
     step = next_step(disk)
     assert step is not None
     begin(disk, step)
-    done(disk)
+    done(disk, step)
     settle(disk)
     return step.action
 
@@ -113,7 +113,7 @@ def test_unknown_is_not_failed(disk: DiskState, error: Exception, fact: Fact) ->
     step = next_step(disk)
     assert step is not None
     begin(disk, step)
-    failed(disk, error)
+    failed(disk, step, error)
     assert disk.fact is fact
     settle(disk)
     if fact is Fact.MAYBE:
