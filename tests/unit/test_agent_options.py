@@ -81,6 +81,18 @@ def test_what_is_not_for_disks_is_refused(word: str) -> None:
 
 def test_more_than_a_page_of_options_is_refused() -> None:
     """mount(2) would cut it off without a word."""
+def test_noacl_is_the_filesystems_word() -> None:
+    """No bit takes ACLs away: one that has them always would be mounted with them, unsaid."""
+    assert options.parse(["noatime", "noacl"]) == (options.MS_NOATIME, (), "noacl")
+
+
+def test_options_that_are_no_text_are_refused() -> None:
+    """JSON can say half a surrogate pair; no system call can."""
+    with pytest.raises(RequestError, match="not text") as caught:
+        options.parse(["\ud800"])
+    assert caught.value.code == HResult.INVALID_ARGUMENT
+
+
     with pytest.raises(RequestError, match="4095"):
         options.parse(["x" * 5000])
 

@@ -215,6 +215,14 @@ def test_the_three_verbs_reach_the_disk(host: Host, disks: ScriptedDisks) -> Non
         (modification("Add", "MappedVirtualDisk", {"Lun": 1.5}), HResult.INVALID_JSON),
         (modification("Add", "MappedVirtualDisk", {"Options": "ro"}), HResult.INVALID_JSON),
         (modification("Add", "MappedVirtualDisk", {"MountPath": "m"}), HResult.INVALID_ARGUMENT),
+        (
+            modification("Add", "MappedVirtualDisk", {"Options": ["\ud800"]}),
+            HResult.INVALID_ARGUMENT,
+        ),
+        (
+            modification("Add", "MappedVirtualDisk", {"Filesystem": "\ud800"}),
+            HResult.INVALID_ARGUMENT,
+        ),
         (modification("Add", "MappedVirtualDisk", {"Encrypted": True}), HResult.NOT_IMPLEMENTED),
         (modification("Update", "MappedVirtualDisk", {}), HResult.FAIL),
         (modification("Add", "SCSIDevice", {}), HResult.FAIL),

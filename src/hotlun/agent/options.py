@@ -155,7 +155,11 @@ def parse(options: Iterable[str], filesystem: str = "", *, read_only: bool = Fal
         if recovery and not set(recovery) & set(data):
             data.append(recovery[0])
     joined = ",".join(data)
-    if "\0" in joined or len(os.fsencode(joined)) > _DATA_MAX:
+    try:
+        length = len(os.fsencode(joined))
+    except UnicodeEncodeError:
+        length = _DATA_MAX + 1
+    if "\0" in joined or length > _DATA_MAX:
         raise RequestError(
             f"the mount options hold a NUL or are longer than {_DATA_MAX} bytes",
             HResult.INVALID_ARGUMENT,

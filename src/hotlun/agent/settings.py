@@ -101,7 +101,7 @@ class DiskSettings(NamedTuple):
                 f"not {self.filesystem or 'a filesystem without a name'!r}",
                 HResult.INVALID_ARGUMENT,
             )
-        if "\0" in self.filesystem or "/" in self.filesystem:
+        if not self.filesystem.isascii() or "\0" in self.filesystem or "/" in self.filesystem:
             raise RequestError(
                 f"disk {self.slot}: no filesystem has the name {self.filesystem!r}",
                 HResult.INVALID_ARGUMENT,
