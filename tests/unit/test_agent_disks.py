@@ -453,9 +453,7 @@ def test_a_disk_too_small_for_xfs_is_left_alone(
     assert superblocks.detect(blank) == ""
 
 
-@pytest.mark.parametrize(
-    "word", ["acl", "noacl", "lazytime", "iversion", "dirsync", "mand", "loud"]
-)
+@pytest.mark.parametrize("word", ["acl", "lazytime", "iversion", "dirsync", "mand", "loud"])
 def test_words_that_few_use(guest: FakeGuest, ext4: str, tmp_path: Path, word: str) -> None:
     """The kernel takes them all for an ext4; it shows those that it keeps."""
     add(guest, tmp_path / "m0", Options=[word])
@@ -471,6 +469,8 @@ def test_an_ext2_serves_as_ext4(guest: FakeGuest, tmp_path: Path) -> None:
         assert [kind for kind, _ in mounted_at(path)] == ["ext4"]
         remove(guest, path)
     assert superblocks.detect(str(tmp_path / "ext2.img")) == "ext2"
+
+
 def test_an_ext4_with_an_older_mark_beside_it_is_not_made_again(
     guest: FakeGuest, tmp_path: Path
 ) -> None:
@@ -490,8 +490,6 @@ def test_an_ext4_with_an_older_mark_beside_it_is_not_made_again(
     with image.open("rb") as file:
         file.seek(0x400)
         assert file.read(0x400)[identity] == superblock[identity]
-
-
 
 
 def test_another_filesystem_is_replaced(guest: FakeGuest, tmp_path: Path) -> None:

@@ -54,6 +54,8 @@ def test_propagations_are_calls_of_their_own() -> None:
         ("ext4", "noload"),
         ("xfs", "norecovery"),
         ("btrfs", "rescue=nologreplay"),
+        ("f2fs", "norecovery"),
+        ("nilfs2", "norecovery"),
         ("vfat", ""),
         ("erofs", ""),
         ("squashfs", ""),
@@ -79,8 +81,6 @@ def test_what_is_not_for_disks_is_refused(word: str) -> None:
     assert caught.value.code == HResult.INVALID_ARGUMENT
 
 
-def test_more_than_a_page_of_options_is_refused() -> None:
-    """mount(2) would cut it off without a word."""
 def test_noacl_is_the_filesystems_word() -> None:
     """No bit takes ACLs away: one that has them always would be mounted with them, unsaid."""
     assert options.parse(["noatime", "noacl"]) == (options.MS_NOATIME, (), "noacl")
@@ -93,6 +93,8 @@ def test_options_that_are_no_text_are_refused() -> None:
     assert caught.value.code == HResult.INVALID_ARGUMENT
 
 
+def test_more_than_a_page_of_options_is_refused() -> None:
+    """mount(2) would cut it off without a word."""
     with pytest.raises(RequestError, match="4095"):
         options.parse(["x" * 5000])
 

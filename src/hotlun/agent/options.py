@@ -2,7 +2,8 @@
 
 mount(8) does this from a table of its own; the words here are those that hcsshim's
 agent takes as flags (and then leaves unused), two that newer kernels have, and
-`defaults`, which says nothing. All other words are the filesystem's.
+`defaults`, which says nothing. All other words are the filesystem's; so is `noacl`,
+as filesystems have ACLs without the bit, too, and would pass over its absence.
 """
 
 from __future__ import annotations
@@ -80,7 +81,6 @@ _CLEAR = {
     "diratime": MS_NODIRATIME,
     "exec": MS_NOEXEC,
     "loud": MS_SILENT,
-    "noacl": MS_POSIXACL,
     "noiversion": MS_I_VERSION,
     "nolazytime": MS_LAZYTIME,
     "nomand": MS_MANDLOCK,
@@ -103,6 +103,8 @@ _NO_RECOVERY = {
     "ext4": ("noload", "norecovery"),
     "xfs": ("norecovery",),
     "btrfs": ("rescue=nologreplay", "nologreplay", "norecovery"),
+    "f2fs": ("norecovery",),
+    "nilfs2": ("norecovery",),
 }
 """How to keep a filesystem from replaying its journal on a disk that cannot be
 written; the first is what we say (kernel 5.9 and up), the others mean the same."""
@@ -161,7 +163,7 @@ def parse(options: Iterable[str], filesystem: str = "", *, read_only: bool = Fal
         length = _DATA_MAX + 1
     if "\0" in joined or length > _DATA_MAX:
         raise RequestError(
-            f"the mount options hold a NUL or are longer than {_DATA_MAX} bytes",
+            f"the mount options hold a NUL, are longer than {_DATA_MAX} bytes or not text",
             HResult.INVALID_ARGUMENT,
         )
     return MountOptions(flags, tuple(propagations), joined)
