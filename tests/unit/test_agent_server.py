@@ -268,10 +268,11 @@ def test_a_payload_that_is_no_document_has_its_code(host: Host, payload: bytes) 
     ],
 )
 def test_what_is_not_served_is_said_so(host: Host, kind: int) -> None:
-    """With the matching response type, before and after Negotiate."""
+    """With the matching response type, before and after Negotiate, whatever is in it."""
     document = messages.start_request()
     assert host.code(kind, document) == HResult.NOT_IMPLEMENTED
     assert host.negotiate().code(kind, document) == HResult.NOT_IMPLEMENTED
+    assert host.code(kind, payload=b"\xff") == HResult.NOT_IMPLEMENTED
 
 
 def test_the_vm_itself_can_be_created_started_and_asked(host: Host) -> None:

@@ -120,9 +120,11 @@ class _Session:
             return
         activity = ""
         try:
-            fields = messages.decode(frame.payload)
-            activity = fields.string("ActivityId")
-            self._check_served(frame.type)
+            try:
+                fields = messages.decode(frame.payload)
+                activity = fields.string("ActivityId")
+            finally:  # what is not served is not read either
+                self._check_served(frame.type)
             if frame.type == MessageType.MODIFY_SETTINGS:
                 self._modify(frame, fields, activity)
                 return
@@ -204,7 +206,7 @@ class _Session:
                 "%s, id %d: %s",
                 messages.type_name(frame.type),
                 frame.id,
-                document.get("ErrorMessage", ""),
+                messages.printable(document.get("ErrorMessage", "")),
             )
         data = encode(
             Frame(messages.response_type(frame.type), frame.id, messages.encode_response(document))
