@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -12,7 +14,7 @@ from support.guest import DEADLINE, FakeGuest
 
 from hotlun.agent.errors import AbandonedError, RequestError
 from hotlun.agent.settings import Slot
-from hotlun.agent.uevents import Deadline
+from hotlun.agent.uevents import Deadline, Uevents
 from hotlun.bridge.messages import HResult
 
 if TYPE_CHECKING:
@@ -174,6 +176,31 @@ def test_a_missing_partition_of_an_old_disk_is_told_soon(guest: FakeGuest) -> No
     make_node(guest, "sda", DISK)
     with pytest.raises(RequestError, match="no partition 1; it has none"):
         Waiter(guest, 1, seconds=600).result()
+
+
+class LossyEvents(socket.socket):
+    """The kernel's socket, which tells in place of the datagram `lost` that some were."""
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        data = super().recv(size, flags)
+        if data == b"lost":
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+        return data
+
+
+def test_what_was_announced_is_forgotten_when_events_are_lost() -> None:
+    """A removal may be among them, and the next disk at that place be another."""
+    kernel, heard = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with kernel, LossyEvents(fileno=heard.detach()) as lossy:
+        uevents = Uevents(lossy)
+        path = "/devices/2:0:0:1/block/sda"
+        kernel.send(f"add@{path}\0".encode())
+        soon = Deadline(DEADLINE)
+        assert uevents.wait_until(lambda: uevents.was_announced(path) or None, "2:0:0:1", soon)
+        kernel.send(b"lost")
+        gone = uevents.wait_until(lambda: not uevents.was_announced(path) or None, "x", soon)
+        assert gone
+        kernel.shutdown(socket.SHUT_RDWR)
 
 
 def test_unplugging_what_is_not_there_is_success(guest: FakeGuest) -> None:

@@ -136,7 +136,9 @@ class Uevents:
             try:
                 data = self._socket.recv(1 << 16)
             except OSError as error:
-                if error.errno == errno.ENOBUFS:  # some were lost
+                if error.errno == errno.ENOBUFS:  # some were lost, removals perhaps
+                    with self._lock:
+                        self._announced.clear()
                     self.wake_all()
                     continue
                 _log.error("no more events from the kernel: %s", error)
