@@ -207,6 +207,15 @@ def test_a_unix_socket_takes_one_host_after_another(tmp_path: Path) -> None:
             assert host.recv(100) == b""
 
 
+def test_only_a_socket_makes_way_for_a_socket(tmp_path: Path) -> None:
+    """A file at the path given stays, and is what is wrong."""
+    path = tmp_path / "file"
+    path.write_text("precious")
+    with pytest.raises(OSError, match="in use"):
+        next(links.listening_links(str(path)))
+    assert path.read_text() == "precious"
+
+
 def connected(path: str) -> socket.socket:
     end = time.monotonic() + DEADLINE
     while True:

@@ -23,6 +23,7 @@ import logging
 import os
 import select
 import socket
+import stat
 import struct
 import threading
 import time
@@ -289,9 +290,9 @@ def listening_links(path: str) -> Iterator[Link]:
     """The connections to a unix socket made at `path`; a socket left there is replaced.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be made, where something else is for instance.
     """
-    if os.path.exists(path):
+    if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode):
         os.unlink(path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(path)
