@@ -214,6 +214,8 @@ async def test_unusable_disks_are_refused_before_the_first_command(
     os.truncate(cut, 1 << 20)
     for disk, words in (
         (attachment(tmp_path / "none"), "No such file"),
+    odd = raw(tmp_path, os.fsdecode(b"disk\xff.raw"))
+    (tmp_path / "to-odd.raw").symlink_to(odd)
         (attachment(tmp_path), "is a directory"),
         (attachment("/dev/null"), "not a regular file"),
         (attachment(image, format=None), "format of the image is not stated"),
@@ -226,6 +228,9 @@ async def test_unusable_disks_are_refused_before_the_first_command(
         (attachment("/tmp", kind=PROVIDED, provider="nbd", format=None), "evd://nbd/"),
     ):
         with pytest.raises(BackendError, match=words) as caught:
+        (attachment(odd), "not UTF-8"),
+        (attachment(tmp_path / "to-odd.raw"), "not UTF-8"),
+        (attachment(f"unix:{odd}", kind=PROVIDED, provider="nbd", format=None), "not UTF-8"),
             await host.attach(disk)
         assert caught.value.disk == disk.disk
         assert caught.value.slot == disk.slot

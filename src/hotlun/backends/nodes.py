@@ -6,6 +6,7 @@ read-only all the way down, locking.
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ def block_node(disk: Disk, name: str, *, allow_backing: Collection[str] = ()) ->
         BackendError: it cannot be such a disk.
         UnsupportedError: nobody provides this extensible virtual disk.
     """
+    _check_sayable(disk.path)
     if disk.kind is DiskKind.VIRTUAL_DISK:
         if disk.format is None:
             raise BackendError(
@@ -55,6 +57,7 @@ def block_node(disk: Disk, name: str, *, allow_backing: Collection[str] = ()) ->
         is_physical = disk.kind is DiskKind.PHYSICAL_DISK
         protocol = _host_device(disk.path) if is_physical else provider_node(disk)
         node = _node("raw", protocol, read_only=disk.read_only)
+    _check_sayable(node)  # a symbolic link may lead anywhere
     return {"node-name": name, **node}
 
 
@@ -74,6 +77,16 @@ def needed_files(disk: Disk, *, allow_backing: Collection[str] = ()) -> dict[str
         image = check_image(disk.path, disk.format, allow_backing=allow_backing)
         files.update(dict.fromkeys(image.below, False))
     return files
+
+
+def _check_sayable(value: object) -> None:
+    """Refuse a path that is not UTF-8: QEMU's monitor hangs up on one that it is told of."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise BackendError(
+            "its path is not UTF-8, and QEMU's monitor takes no other; rename it"
+        ) from error
 
 
 def _image_node(image: Image, *, read_only: bool) -> Node:
