@@ -18,6 +18,7 @@ from hotlun.backends.refusals import Meaning, understand
         ("Node 'hotlun-h1' is busy: node is used as backing hd of 'x'", Meaning.NODE_IN_USE),
         ("Device hotlun-h1 is already in the process of unplug", Meaning.BEING_UNPLUGGED),
         ("Could not open '/x': No such file or directory", Meaning.REFUSED),
+        ("Could not open '/lun already used by': Permission denied", Meaning.REFUSED),
     ],
 )
 def test_what_decides_the_next_step(words: str, meaning: Meaning) -> None:

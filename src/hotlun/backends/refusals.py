@@ -33,7 +33,7 @@ class Refusal(NamedTuple):
 
 _TABLE: tuple[tuple[str, Meaning, str], ...] = (
     (
-        r"lun already used by",
+        r"^lun already used by",
         Meaning.SLOT_TAKEN,
         "another device of the VM is there; reserve this slot and use another",
     ),
