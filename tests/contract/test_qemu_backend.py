@@ -6,12 +6,14 @@ import asyncio
 import logging
 import os
 import re
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 from support.qemu import QEMU, attachment, connected, loop_device, make_image, running_qemu
 
 from hotlun.backends import base
+from hotlun.backends.nodes import block_node
 from hotlun.backends.qemu import QEMUHostBackend
 from hotlun.errors import BackendError, SlotTakenError, UnsupportedError
 from hotlun.model import DiskKind, ImageFormat, Slot
@@ -212,10 +214,10 @@ async def test_unusable_disks_are_refused_before_the_first_command(
     qcow2 = make_image(tmp_path / "disk.qcow2", "qcow2")
     cut = make_image(tmp_path / "cut.vhdx", "vhdx", "8M")
     os.truncate(cut, 1 << 20)
-    for disk, words in (
-        (attachment(tmp_path / "none"), "No such file"),
     odd = raw(tmp_path, os.fsdecode(b"disk\xff.raw"))
     (tmp_path / "to-odd.raw").symlink_to(odd)
+    for disk, words in (
+        (attachment(tmp_path / "none"), "No such file"),
         (attachment(tmp_path), "is a directory"),
         (attachment("/dev/null"), "not a regular file"),
         (attachment(image, format=None), "format of the image is not stated"),
@@ -226,11 +228,11 @@ async def test_unusable_disks_are_refused_before_the_first_command(
         (attachment(tmp_path / "none", kind=PHYSICAL), "No such file"),
         (attachment("/dev/null", kind=PHYSICAL, format=ImageFormat.VHD), "leave it out"),
         (attachment("/tmp", kind=PROVIDED, provider="nbd", format=None), "evd://nbd/"),
-    ):
-        with pytest.raises(BackendError, match=words) as caught:
         (attachment(odd), "not UTF-8"),
         (attachment(tmp_path / "to-odd.raw"), "not UTF-8"),
         (attachment(f"unix:{odd}", kind=PROVIDED, provider="nbd", format=None), "not UTF-8"),
+    ):
+        with pytest.raises(BackendError, match=words) as caught:
             await host.attach(disk)
         assert caught.value.disk == disk.disk
         assert caught.value.slot == disk.slot
@@ -267,15 +269,24 @@ async def test_a_backing_file_is_opened_only_if_allowed(vm: QEMU, tmp_path: Path
 async def test_an_image_that_gains_a_backing_file_too_late_is_not_followed(
     vm: QEMU, host: QEMUHostBackend, tmp_path: Path
 ) -> None:
-    """QEMU is told to open nothing below, whatever the image says when it looks."""
+    """QEMU is told to open nothing below, whatever the image says by the time it looks."""
     disk = attachment(make_image(tmp_path / "d.qcow2", "qcow2"), format=ImageFormat.QCOW2)
-    await host.attach(disk)
+    checked = block_node(disk.disk, f"hotlun-{disk.serial}")
+    secret = raw(tmp_path, "secret")
+    _rebase(disk.disk.path, secret)
+    await vm.client.execute("blockdev-add", checked)
     (node,) = (await vm.nodes()).values()
     assert node["backing_file_depth"] == 0
     opened = {os.readlink(link) for link in _descriptors(vm)}
     assert disk.disk.path in opened
+    assert secret not in opened
     await host.detach(disk)
     assert disk.disk.path not in {os.readlink(link) for link in _descriptors(vm)}
+
+
+def _rebase(image: str, backing: str) -> None:
+    options = ("-u", "-b", backing, "-F", "raw")
+    subprocess.run(["qemu-img", "rebase", *options, image], check=True)
 
 
 def _descriptors(vm: QEMU) -> list[str]:
