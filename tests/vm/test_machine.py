@@ -47,8 +47,17 @@ def qemu_processes(word: str) -> list[int]:
 async def gone(pid: int) -> None:
     """Wait until no process has this pid, zombies aside."""
     async with asyncio.timeout(DEADLINE):
-        while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
+        while not has_ended(pid):
             await asyncio.sleep(0.02)
+
+
+def has_ended(pid: int) -> bool:
+    """Whether the process is a zombie or no more; its state follows the last `)` of its name."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return True
+    return stat.rpartition(")")[2].split()[0] in "ZX"
 
 
 class TestARunningMachine:
