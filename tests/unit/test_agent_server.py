@@ -168,11 +168,14 @@ def test_negotiate_takes_ranges_with_four_in_them(
 def test_negotiate_comes_first_and_once(host: Host, disks: ScriptedDisks) -> None:
     """Before it nothing is served, and after it no other."""
     modify = modification("Add", "MappedVirtualDisk", {"MountPath": "/m"})
-    assert host.code(MessageType.MODIFY_SETTINGS, modify) == HResult.NOT_IMPLEMENTED
+    early = host.ask(MessageType.MODIFY_SETTINGS, modify)
+    assert early["Result"] & 0xFFFFFFFF == HResult.NOT_IMPLEMENTED
+    assert "before Negotiate" in early["ErrorMessage"]
     assert host.code(MessageType.CREATE, messages.create_request()) == HResult.NOT_IMPLEMENTED
     host.negotiate()
-    again = host.code(MessageType.NEGOTIATE_PROTOCOL, messages.negotiate_request())
-    assert again == HResult.NOT_IMPLEMENTED
+    again = host.ask(MessageType.NEGOTIATE_PROTOCOL, messages.negotiate_request())
+    assert again["Result"] & 0xFFFFFFFF == HResult.NOT_IMPLEMENTED
+    assert "again" in again["ErrorMessage"]
     assert host.code(MessageType.MODIFY_SETTINGS, modify) == HResult.OK
     assert disks.done == ["mount 0:0 /m"]
 

@@ -229,7 +229,7 @@ async def test_check_before_entering(tmp_path: Path) -> None:
     ("code", "advice"),
     [
         (HResult.FAIL, ""),
-        (HResult.NOT_IMPLEMENTED, "cannot do that"),
+        (HResult.NOT_IMPLEMENTED, "if the agent was started anew, open a new BridgeConnection"),
         (HResult.UNKNOWN_MESSAGE, "cannot do that"),
         (HResult.INVALID_JSON, "does not understand"),
         (HResult.INVALID_STATE, "still uses it"),

@@ -139,9 +139,9 @@ class _Session:
         """Refuse what is never served, and what is not served before or after Negotiate."""
         negotiating = kind == MessageType.NEGOTIATE_PROTOCOL
         if kind not in _SERVED or negotiating == self._negotiated:
+            when = "" if kind not in _SERVED else " again" if negotiating else " before Negotiate"
             raise RequestError(
-                f"function not supported{' now' if kind in _SERVED else ''}: "
-                f"{messages.type_name(kind)}",
+                f"function not supported{when}: {messages.type_name(kind)}",
                 HResult.NOT_IMPLEMENTED,
             )
 

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _ADVICE_BY_CODE: dict[int, str] = {
-    HResult.NOT_IMPLEMENTED: "this agent cannot do that: run hotlun's of this version in the guest",
+    HResult.NOT_IMPLEMENTED: (
+        "if the agent was started anew, open a new BridgeConnection; "
+        "else it cannot do that: run hotlun's of this version in the guest"
+    ),
     HResult.UNKNOWN_MESSAGE: "this agent cannot do that: run hotlun's of this version in the guest",
     HResult.INVALID_JSON: "the agent does not understand the request: its version does not fit",
     HResult.INVALID_STATE: "something in the guest still uses it: stop that and try again",
