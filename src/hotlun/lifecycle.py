@@ -44,7 +44,7 @@ def next_step(disk: DiskState) -> Step | None:
         if any(not handle.is_releasing for handle in disk.handles):
             return None
     if not has_driver(disk):
-        return None
+        return _unmounting_step(disk)  # the teardown stopped; what nobody owns is undone still
     for action in UNDOING:
         for thing in _things(disk, action):
             if thing.allows(action):

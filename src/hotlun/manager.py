@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 class _Phase(Enum):
     NEW = auto()
+    ENTERING = auto()
     ENTERED = auto()
     LEFT = auto()
 
@@ -172,13 +173,14 @@ class Manager:
     async def __aenter__(self) -> Self:
         if self._phase is not _Phase.NEW:
             raise NotInitializedError("a Manager is entered once: make another one")
-        self._phase = _Phase.ENTERED
+        self._phase = _Phase.ENTERING
         try:
             taken = await base.occupied(self._host)
         except BaseException:
             self._phase = _Phase.NEW
             raise
         self._slots.reserve(taken, "a disk of the VM's own")
+        self._phase = _Phase.ENTERED
         return self
 
     async def __aexit__(
@@ -203,7 +205,7 @@ class Manager:
         self._phase = _Phase.LEFT
         for disk in self._attachments:
             for waiter in disk.waiters:
-                if not waiter.answer.done():
+                if waiter.is_adding and not waiter.answer.done():
                     waiter.answer.set_exception(self._not_open())
             for handle in list(disk.handles):
                 if handle not in self._mounts:
@@ -229,9 +231,9 @@ class Manager:
             )
 
     def _not_open(self) -> NotInitializedError:
-        if self._phase is _Phase.NEW:
-            return NotInitializedError("the Manager has not been entered: use `async with`")
-        return NotInitializedError("the Manager has been left: make and enter another one")
+        if self._phase is _Phase.LEFT:
+            return NotInitializedError("the Manager has been left: make and enter another one")
+        return NotInitializedError("the Manager has not been entered: use `async with`")
 
     # --- Adding ---
 
@@ -348,22 +350,23 @@ class Manager:
             disk = self._begin(request, mount)
             return disk, wants.join(disk, mount, vm_id, answer)
         if self._has_to_go(disk, request):
-            wants.wait_for(disk, disk, answer)
+            wants.wait_for(disk, disk, answer, is_adding=True)
             return disk, None
         wants.retry_orphans(disk)
         mount = self._guest_mounts.find(disk, config) if config is not None else None
         if mount is not None and (mount.closing or mount.config != config):
-            wants.wait_for(mount, disk, answer)
+            wants.wait_for(mount, disk, answer, is_adding=True)
             return disk, None
         if mount is None:
             mount = self._plan(disk.attachment.disk, path, config)
         return disk, wants.join(disk, mount, vm_id, answer)
 
     def _find(self, request: DiskRequest) -> DiskState | None:
-        disk = self._attachments.find(request)
-        if disk is not None:
+        while (disk := self._attachments.find(request)) is not None:
             self._settle(disk)  # a caller that was cancelled may not have had its turn yet
-        return None if disk is None or disk.is_gone else disk
+            if not disk.is_gone:
+                break
+        return disk
 
     def _has_to_go(self, disk: DiskState, request: DiskRequest) -> bool:
         """Whether the disk is, or will be, in teardown, and cannot be shared before it is over."""
@@ -419,7 +422,7 @@ class Manager:
             NotInitializedError: the Manager has not been entered.
             ExceptionGroup: what failed, after everything was tried.
         """
-        if self._phase is _Phase.NEW:
+        if self._phase in (_Phase.NEW, _Phase.ENTERING):
             raise self._not_open()
         handles = list(self._mounts)
         orphans = list(self._orphans())

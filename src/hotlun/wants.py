@@ -123,11 +123,13 @@ class Handle:
 class Waiter:
     """A caller that cannot begin before a teardown is over, and drives it meanwhile."""
 
-    __slots__ = ("answer", "thing")
+    __slots__ = ("answer", "is_adding", "thing")
 
-    def __init__(self, answer: Answer, thing: DiskState | MountState) -> None:
+    def __init__(self, answer: Answer, thing: DiskState | MountState, is_adding: bool) -> None:
         self.answer = answer
         self.thing = thing
+        self.is_adding = is_adding
+        """It is an add's; otherwise nothing but the teardown is wanted."""
 
 
 class Failure:
@@ -158,9 +160,11 @@ def ask_release(handle: Handle, answer: Answer) -> None:
     handle.disk.active[handle] = None
 
 
-def wait_for(thing: DiskState | MountState, disk: DiskState, answer: Answer) -> None:
+def wait_for(
+    thing: DiskState | MountState, disk: DiskState, answer: Answer, *, is_adding: bool = False
+) -> None:
     """Wait until the thing's teardown is over, or is called off; drive it meanwhile."""
-    disk.waiters.append(Waiter(answer, thing))
+    disk.waiters.append(Waiter(answer, thing, is_adding))
 
 
 def drop(handle: Handle) -> None:
@@ -199,6 +203,8 @@ def settle(disk: DiskState) -> None:
     if disk.current is None:
         if disk.closing and is_unharmed(disk) and not has_driver(disk):
             disk.closing = False
+        if disk.fact is Fact.NO and not disk.handles:  # nothing is left to do but revokes
+            disk.closing = disk.vacated = True
         disk.is_gone = (
             disk.fact is Fact.NO and not disk.grants and (disk.closing or not disk.handles)
         )
@@ -273,19 +279,24 @@ def has_driver(disk: DiskState) -> bool:
 
 
 def is_unharmed(disk: DiskState) -> bool:
-    """Has an owner, and its teardown did nothing yet that cannot be shared."""
+    """Has an owner, and its teardown did nothing yet that cannot be shared.
+
+    A guest mount without an owner is no part of it.
+    """
     return (
         disk.fact is Fact.YES
         and bool(disk.handles)
-        and all(mount.fact is not Fact.MAYBE for mount in disk.mounts.values())
+        and not any(m.fact is Fact.MAYBE and m.handles for m in disk.mounts.values())
     )
 
 
 def _answer_failure(disk: DiskState, failure: Failure) -> bool:
     mount = failure.mount
-    if mount is not None and disk.mounts.get(mount.config) is mount and not mount.stalled:
-        return False
-    if not (disk.handles or disk.is_gone or disk.stalled):
+    if not disk.handles:
+        is_over = disk.is_gone or disk.stalled  # stalled with one guest mount, or before it
+    else:
+        is_over = mount is None or disk.mounts.get(mount.config) is not mount or mount.stalled
+    if not is_over:
         return False
     if not failure.answer.done():
         failure.answer.set_exception(failure.error)
@@ -320,6 +331,7 @@ def one_each(error: BaseException) -> Iterator[BaseException]:
     while True:
         try:
             own = copy.copy(error)
+            own.args = error.args  # its class may put other words around what it is given
         except Exception:
             own = BackendError(f"{type(error).__name__}: {error}")
         own.__cause__ = error

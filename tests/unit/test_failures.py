@@ -9,6 +9,7 @@ from support.memory import DOWN, EXT4, FORMATS, VM, XFS, A, B, start, turns
 
 from hotlun import (
     BackendError,
+    MountConfig,
     OutcomeUnknownError,
     Slot,
     SlotState,
@@ -57,6 +58,18 @@ async def test_an_error_that_cannot_be_copied_still_reaches_everyone(vm: VM) -> 
     errors = await asyncio.gather(vm.add(), vm.add(), return_exceptions=True)
     assert [str(e).endswith("1-2") for e in errors] == [True, True]
     assert errors[0] is not errors[1]
+
+
+async def test_a_class_that_words_its_own_message_says_it_once(vm: VM) -> None:
+    """The copies for those who wait read like the original."""
+
+    class PeerError(BackendError):
+        def __init__(self, reply: str) -> None:
+            super().__init__(f"the peer said: {reply}", detail=reply)
+
+    vm.host.fail("attach", PeerError("no"))
+    errors = await asyncio.gather(vm.add(), vm.add(), return_exceptions=True)
+    assert [(type(e), str(e)) for e in errors] == [(PeerError, "the peer said: no")] * 2
 
 
 async def test_a_failed_mount_detaches_a_disk_that_nobody_else_uses(vm: VM) -> None:
@@ -193,6 +206,65 @@ async def test_only_the_guest_mount_is_undone_under_others(vm: VM) -> None:
     assert vm.status().reason == ""
 
 
+async def test_two_unknown_mounts_of_a_disk_that_nobody_has(vm: VM) -> None:
+    """The clean-up stops at the first of them; the add of the second is told as well."""
+    gate = vm.guest.stall("mount")
+    vm.guest.lose("mount")
+    vm.guest.lose("mount", at=2)
+    vm.guest.fail("unmount", refusal("busy"))
+    adds = [vm.start(mount=MountConfig(partition=n)) for n in (1, 2)]
+    await gate.reached.wait()
+    await turns()
+    gate.open()
+    errors = await asyncio.wait_for(asyncio.gather(*adds, return_exceptions=True), 5)
+    assert [type(error) for error in errors] == [OutcomeUnknownError] * 2
+    assert vm.said() == ["attach", "mount", "mount", "unmount"]
+    assert vm.status().state is SlotState.QUARANTINED
+
+
+@pytest.mark.parametrize("ending", ["fails", "is lost", "is cancelled"])
+async def test_an_unknown_mount_is_undone_though_a_release_stopped(vm: VM, ending: str) -> None:
+    """Nobody owns it, so it waits for nobody; the Mount whose release stopped stays."""
+    one, two = MountConfig(partition=1), MountConfig(partition=2)
+    old = await vm.add(mount=one)
+    mounting, unmounting = vm.guest.stall("mount"), vm.guest.stall("unmount")
+    vm.guest.lose("mount", happened=True)
+    adding = vm.start(mount=two)
+    await mounting.reached.wait()
+    release = start(old.release())
+    await turns()
+    if ending == "fails":
+        vm.guest.fail("unmount", refusal("busy"))
+    elif ending == "is lost":
+        vm.guest.lose("unmount")
+    mounting.open()
+    await unmounting.reached.wait()
+    if ending == "is cancelled":
+        release.cancel()
+    await turns()
+    unmounting.open()
+    await asyncio.gather(release, return_exceptions=True)
+    with pytest.raises(OutcomeUnknownError):
+        await asyncio.wait_for(adding, 5)
+    assert vm.said() == ["attach", "mount", "mount", "unmount", "unmount"]
+    assert vm.manager.mounts == (old,)
+
+
+async def test_a_definitely_failed_unmount_is_shared_beside_a_stuck_one(vm: VM) -> None:
+    """What nobody owns cannot be undone; the disk is not in teardown for that."""
+    one, two = MountConfig(partition=1), MountConfig(partition=2)
+    old = await vm.add(mount=one)
+    vm.guest.lose("mount")
+    for at in (1, 2, 3):
+        vm.guest.fail("unmount", refusal("busy"), at=at)
+    with pytest.raises(OutcomeUnknownError):
+        await vm.add(mount=two)
+    with pytest.raises(BackendError):
+        await old.release()
+    assert (await vm.add(mount=one)).serial == old.serial
+    assert "unplug" not in vm.said()
+
+
 async def test_a_guest_mount_that_cannot_be_undone_under_others(vm: VM) -> None:
     """The slot stays taken, with a reason; an equal add finishes it, others go on."""
     keeper = await vm.add(mount=None)
@@ -316,6 +388,21 @@ async def test_release_all_waits_for_background_work(vm: VM) -> None:
     gate.open()
     await releasing
     vm.assert_empty()
+
+
+async def test_release_all_goes_on_when_the_manager_is_left_meanwhile() -> None:
+    """It is no add, and the leaving waits for the same clean-up."""
+    vm = VM()
+    async with vm:
+        vm.host.lose("attach", happened=True)
+        vm.host.fail("detach", refusal("busy"))
+        with pytest.raises(OutcomeUnknownError):
+            await vm.add()
+        gate = vm.host.stall("detach")
+        releasing = start(vm.manager.release_all())
+        await gate.reached.wait()
+        asyncio.get_running_loop().call_later(0.01, gate.open)
+    await releasing
 
 
 async def test_an_orphan_is_retried_even_if_a_release_fails(vm: VM) -> None:

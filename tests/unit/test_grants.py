@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from support.memory import DOWN, UP, VM, A, start, turns
 
-from hotlun import BackendError, OutcomeUnknownError
+from hotlun import BackendError, OutcomeUnknownError, SlotState
 
 
 async def test_no_vm_id_no_grant(vm: VM) -> None:
@@ -83,6 +83,30 @@ async def test_a_grant_of_unknown_outcome_counts_as_made_for_revoking(vm: VM) ->
     with pytest.raises(OutcomeUnknownError):
         await vm.add(vm_id="vm")
     assert vm.said() == ["grant_access", "revoke_access"]
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_a_grant_without_an_attach_that_cannot_be_revoked_has_no_slot(
+    vm: VM, is_cancelled: bool
+) -> None:
+    """Nothing was attached, so only a revoke is lacking; it is not lost."""
+    gate = vm.host.stall("grant_access")
+    if not is_cancelled:
+        vm.host.lose("grant_access", happened=True)
+    vm.host.fail("revoke_access", BackendError("busy"))
+    adding = vm.start(vm_id="vm")
+    await gate.reached.wait()
+    if is_cancelled:
+        adding.cancel()
+    await turns()
+    gate.open()
+    with pytest.raises(asyncio.CancelledError if is_cancelled else OutcomeUnknownError):
+        await adding
+    await turns()
+    assert vm.said() == ["grant_access", "revoke_access"]
+    assert vm.status().state is SlotState.FREE
+    await vm.add()
+    assert vm.said() == ["revoke_access", *UP]
 
 
 async def test_a_grant_of_unknown_outcome_counts_as_not_made_for_granting(vm: VM) -> None:

@@ -81,6 +81,27 @@ async def test_entered_once() -> None:
         await manager.add_virtual_disk(A)
 
 
+async def test_no_add_before_it_is_known_which_slots_others_have() -> None:
+    """Until the host has told, the Manager is not entered."""
+    told = asyncio.Event()
+
+    class Host(MemoryHostBackend):
+        async def occupied(self) -> frozenset[Slot]:
+            await told.wait()
+            return frozenset({Slot(0, 0)})
+
+    manager = Manager(Host(), MemoryGuestBackend())
+    entering = start(manager.__aenter__())
+    await turns()
+    for early in (manager.add_virtual_disk(A), manager.release_all(), manager.__aenter__()):
+        with pytest.raises(NotInitializedError):
+            await early
+    told.set()
+    await entering
+    assert (await manager.add_virtual_disk(A)).slot == Slot(0, 1)
+    await manager.__aexit__(None, None, None)
+
+
 async def test_an_entering_that_failed_can_be_tried_again() -> None:
     """The hypervisor did not answer when it was asked for its own disks."""
     host = MemoryHostBackend()

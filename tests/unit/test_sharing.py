@@ -91,6 +91,19 @@ async def test_a_file_that_came_into_being_conflicts(vm: VM, tmp_path: Path) -> 
         await vm.add(str(path))
 
 
+async def test_a_path_whose_own_attachment_is_gone_finds_the_file(
+    vm: VM, image: Path, tmp_path: Path
+) -> None:
+    """An add that was cancelled before its first step does not hide whose file it is now."""
+    one = await vm.add(str(image))
+    link = tmp_path / "link.img"
+    cancelled = vm.start(str(link))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    os.link(image, link)
+    assert (await vm.add(str(link))).slot == one.slot
+
+
 async def test_a_file_that_has_gone_is_still_shared(vm: VM, image: Path) -> None:
     """Its path names no other identity."""
     one = await vm.add(str(image))
