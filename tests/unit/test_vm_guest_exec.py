@@ -130,6 +130,30 @@ async def test_a_connection_lost_in_between_is_an_unknown_outcome(tmp_path: Path
             await run(path)
 
 
+async def test_a_connection_lost_between_two_polls_is_an_unknown_outcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was asked at that moment, but the command was running."""
+    polled = asyncio.Event()
+    monkeypatch.setattr("hotlun.vm.guest_exec.FIRST_POLL", 0.5)  # time enough to hang up in
+
+    def running(request: dict[str, Any]) -> bytes | None:
+        if request["execute"] == "guest-exec":
+            return polite(request)
+        polled.set()
+        return line({"return": {"exited": False}, "id": request["id"]})
+
+    async with guest(tmp_path, running) as path:
+        agent = await GuestExec.open(path, timeout=DEADLINE)
+        task = asyncio.create_task(agent.run(["/bin/true"], timeout=DEADLINE))
+        await polled.wait()
+        while agent._waiting:
+            await asyncio.sleep(0.001)
+        await agent.close()
+        with pytest.raises(OutcomeUnknownError, match="went away"):
+            await task
+
+
 async def test_nobody_there_is_an_error_at_once(tmp_path: Path) -> None:
     """A socket that is not there, or one that nobody serves, names itself."""
     with pytest.raises(MachineError, match=r"guest\.sock"):

@@ -117,6 +117,8 @@ class GuestExec:
     async def _ended(self, pid: int) -> Completed:
         pause = FIRST_POLL
         while True:
+            if self._closed:  # between two polls
+                raise _went_away()
             status = await self._execute("guest-exec-status", {"pid": pid})
             if status.get("exited") is True:
                 break
@@ -186,11 +188,13 @@ class GuestExec:
         self._closed = True
         for reply in self._waiting.values():
             if not reply.done():
-                reply.set_exception(
-                    OutcomeUnknownError(
-                        "the VM went away while the command ran: start it again", operation="run"
-                    )
-                )
+                reply.set_exception(_went_away())
+
+
+def _went_away() -> OutcomeUnknownError:
+    return OutcomeUnknownError(
+        "the VM went away while the command ran: start it again", operation="run"
+    )
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
