@@ -51,12 +51,16 @@ class MountTable:
         same = state.mounts.get(config)
         if same is not None:
             return same
+        in_teardown = None
         for mount in state.mounts.values():
-            formats = config.may_format or mount.config.may_format
-            if not (formats and mount.config.overlaps(config)):
+            if not mount.config.overlaps(config):
                 continue
-            if mount.closing or not mount.handles:
-                return mount
+            formats = config.may_format or mount.config.may_format
+            if mount.closing or (formats and not mount.handles):
+                in_teardown = mount
+                continue
+            if not formats:
+                continue
             attachment = state.attachment
             raise DiskConflictError(
                 f"disk {attachment.disk} at slot {attachment.slot} is mounted at {mount.path}, and "
@@ -66,7 +70,7 @@ class MountTable:
                 slot=attachment.slot,
                 disk=attachment.disk,
             )
-        return None
+        return in_teardown
 
     def check_free(self, path: str) -> None:
         """Whether a normalised path can be taken.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from support.memory import DOWN, EXT4, FORMATS, VM, XFS, A, B, start, turns
+from support.memory import DOWN, FORMATS, VM, XFS, A, B, start, turns
 
 from hotlun import (
     BackendError,
@@ -14,6 +14,8 @@ from hotlun import (
     Slot,
     SlotState,
 )
+
+FIRST, SECOND = MountConfig(partition=1), MountConfig(partition=2)
 
 
 def refusal(text: str = "no such file") -> BackendError:
@@ -285,20 +287,20 @@ async def test_a_guest_mount_that_cannot_be_undone_under_others(vm: VM) -> None:
 
 
 async def test_the_next_add_of_the_disk_tries_a_stuck_guest_mount_again(vm: VM) -> None:
-    """Whatever its own config is; a failure is not its own."""
+    """Whatever its own config is; a failure is not its own unless it overlaps."""
     await vm.add(mount=None)
     vm.guest.lose("mount", happened=True)
     vm.guest.fail("unmount", refusal("busy"))
     vm.guest.fail("unmount", refusal("busy again"), at=2)
     with pytest.raises(OutcomeUnknownError):
-        await vm.add(mount=EXT4)
-    await vm.add(mount=XFS)
+        await vm.add(mount=FIRST)
+    await vm.add(mount=SECOND)
     await turns()
     assert "busy again" in vm.status().reason
     await vm.add(mount=None)
     await turns()
     assert vm.status().reason == ""
-    assert [m.config for m in vm.status().guest_mounts] == [XFS]
+    assert [m.config for m in vm.status().guest_mounts] == [SECOND]
 
 
 async def test_the_last_release_takes_a_stuck_guest_mount_along(vm: VM) -> None:

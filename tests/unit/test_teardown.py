@@ -190,19 +190,29 @@ async def test_an_add_waiting_for_a_detach_that_fails_tries_it_again(vm: VM) -> 
     assert vm.said() == [*UP, *DOWN, "detach", *UP]
 
 
-async def test_an_unknown_unmount_under_others(vm: VM) -> None:
-    """An equal add finishes it, others go on, and the old handle is done."""
+@pytest.mark.parametrize(
+    "overlapping",
+    [
+        MountConfig(partition=1),
+        MountConfig(partition=1, options=["noatime"]),
+        MountConfig(partition=1, filesystem="ext4", ensure_filesystem=True),
+        MountConfig(),
+    ],
+)
+async def test_an_unknown_unmount_under_others(vm: VM, overlapping: MountConfig) -> None:
+    """An equal or overlapping add finishes it, others go on, and the old handle is done."""
     await vm.add(mount=None)
-    old = await vm.add(mount=EXT4)
+    first, second = MountConfig(partition=1), MountConfig(partition=2)
+    old = await vm.add(mount=first)
     vm.guest.lose("unmount", happened=True)
     with pytest.raises(OutcomeUnknownError):
         await old.release()
     assert vm.status().state is SlotState.TAKEN
     assert vm.status().reason
     vm.said()
-    await vm.add(mount=XFS)
+    await vm.add(mount=second)
     assert vm.said() == ["mount"]
-    new = await vm.add(mount=EXT4)
+    new = await vm.add(mount=overlapping)
     assert vm.said() == ["unmount", "mount"]
     with pytest.raises(AlreadyReleasedError):
         await old.release()
