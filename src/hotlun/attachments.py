@@ -44,6 +44,8 @@ class DiskRequest(NamedTuple):
 
     disk: Disk
     identity: Identity
+    name: str
+    """The path as it was given, absolute; another than the canonical one if links lead on."""
     states_format: bool = False
 
 
@@ -51,17 +53,17 @@ def virtual_disk(
     host_path: str | os.PathLike[str], read_only: bool, image_format: ImageFormat | None
 ) -> DiskRequest:
     """An image file; a format that is not stated follows from the canonical path's suffix."""
-    path, identity = _identify(host_path)
+    name, path, identity = _identify(host_path)
     stated = None if image_format is None else ImageFormat(image_format)
     resolved = stated or _FORMATS.get(os.path.splitext(path)[1].lower())
     disk = Disk(path, DiskKind.VIRTUAL_DISK, bool(read_only), format=resolved)
-    return DiskRequest(disk, identity, stated is not None)
+    return DiskRequest(disk, identity, name, stated is not None)
 
 
 def physical_disk(host_path: str | os.PathLike[str], read_only: bool) -> DiskRequest:
     """A block device of the host."""
-    path, identity = _identify(host_path)
-    return DiskRequest(Disk(path, DiskKind.PHYSICAL_DISK, bool(read_only)), identity)
+    name, path, identity = _identify(host_path)
+    return DiskRequest(Disk(path, DiskKind.PHYSICAL_DISK, bool(read_only)), identity, name)
 
 
 def extensible_virtual_disk(host_path: str | os.PathLike[str], read_only: bool) -> DiskRequest:
@@ -73,23 +75,24 @@ def extensible_virtual_disk(host_path: str | os.PathLike[str], read_only: bool) 
     if not (text.startswith(_EXTENSIBLE) and provider and slash and path):
         raise ValueError(f"an extensible virtual disk is evd://<provider>/<path>, not {text!r}")
     disk = Disk(path, DiskKind.EXTENSIBLE_VIRTUAL_DISK, bool(read_only), provider)
-    return DiskRequest(disk, ("evd", provider, path))
+    return DiskRequest(disk, ("evd", provider, path), text)
 
 
-def _identify(host_path: str | os.PathLike[str]) -> tuple[str, Identity]:
+def _identify(host_path: str | os.PathLike[str]) -> tuple[str, str, Identity]:
     path = os.fspath(host_path)
     if not isinstance(path, str):
         raise TypeError(f"a host path is a str or os.PathLike[str]: {path!r}")
     if not path or "\0" in path:
         raise ValueError(f"a host path is not empty and holds no NUL: {path!r}")
+    name = os.path.abspath(path)
     path = os.path.realpath(path)
     try:
         status = os.stat(path)
     except OSError:
-        return path, ("path", path, "")
+        return name, path, ("path", path, "")
     if stat.S_ISBLK(status.st_mode):
-        return path, ("device", status.st_rdev, 0)
-    return path, ("file", status.st_dev, status.st_ino)
+        return name, path, ("device", status.st_rdev, 0)
+    return name, path, ("file", status.st_dev, status.st_ino)
 
 
 def unique_names() -> Iterator[str]:
@@ -135,7 +138,7 @@ class AttachmentTable:
     def find(self, request: DiskRequest) -> DiskState | None:
         """The state of the disk asked for, or of another one that was attached by this path."""
         if not request.disk.provider:
-            by_path = self._by_path.get(request.disk.path)
+            by_path = self._by_path.get(request.disk.path) or self._by_path.get(request.name)
             if by_path is not None:
                 return by_path
         return self._by_identity.get(request.identity)
@@ -149,8 +152,8 @@ class AttachmentTable:
         there, asked = state.attachment.disk, request.disk
         identity = self._identities[state]
         # A path without a file here names no other identity than the one attached by it.
-        if request.identity != identity and request.identity[0] != "path":
-            conflict = f"{asked.path} names another file than the one that is attached"
+        if request.identity not in (identity, ("path", there.path, "")):
+            conflict = f"{request.name} names another file than the one that is attached"
         elif there.kind != asked.kind:
             conflict = f"it is attached as {there.kind}, not {asked.kind}"
         elif there.read_only != asked.read_only:

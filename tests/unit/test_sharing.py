@@ -82,6 +82,32 @@ async def test_a_replaced_file_conflicts(vm: VM, image: Path, tmp_path: Path) ->
     assert vm.said() == []
 
 
+@pytest.mark.parametrize("target", ["other.img", "nowhere.img"])
+async def test_a_file_replaced_by_a_link_conflicts(
+    vm: VM, image: Path, tmp_path: Path, target: str
+) -> None:
+    """The path that was attached leads on to another file now, or to none."""
+    (tmp_path / "other.img").write_bytes(b"two")
+    await vm.add(str(image))
+    image.unlink()
+    image.symlink_to(tmp_path / target)
+    with pytest.raises(DiskConflictError, match=r"disk\.img names another file"):
+        await vm.add(str(image))
+
+
+async def test_a_link_that_leads_elsewhere_now_is_another_disk(
+    vm: VM, image: Path, tmp_path: Path
+) -> None:
+    """The attached disk is known by its own path, not by the link that led to it."""
+    link, other = tmp_path / "link.img", tmp_path / "other.img"
+    other.write_bytes(b"two")
+    link.symlink_to(image)
+    one = await vm.add(str(link))
+    link.unlink()
+    link.symlink_to(other)
+    assert (await vm.add(str(link))).slot != one.slot
+
+
 async def test_a_file_that_came_into_being_conflicts(vm: VM, tmp_path: Path) -> None:
     """Attached while it did not exist here: nobody can say that it is the same."""
     path = tmp_path / "late.img"
