@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("hotlun.vm")
 
-PROBE_TIMEOUT = 8.0
+PROBE_TIMEOUT = 5.0
 """Seconds for a kernel to come up under KVM; where KVM works it takes one or two."""
 ALIVE = b"hotlun: alive"
 
