@@ -78,7 +78,7 @@ async def test_attaches_images_of_every_format(
     vm: QEMU,
     host: QEMUHostBackend,
     tmp_path: Path,
-    format: ImageFormat,  # noqa: A002
+    format: ImageFormat,  # noqa: A002 - the word of the API
     made_as: str,
     options: list[str],
     read_only: bool,
@@ -358,7 +358,7 @@ async def test_a_vm_without_any_controller(tmp_path: Path) -> None:
 async def test_wrong_arguments(arguments: dict[str, object]) -> None:
     """What cannot be meant is a ValueError before anything is tried."""
     with pytest.raises(ValueError, match=r"controller|device|timeout"):
-        async with QEMUHostBackend.connect("/nowhere", **arguments):  # type: ignore[arg-type]
+        async with QEMUHostBackend.connect("/nowhere", **arguments):  # type: ignore[arg-type] # wrong ones
             pass
 
 

@@ -239,7 +239,7 @@ async def test_an_answer_that_is_none_is_unknown(
     monitor: ScriptedMonitor, disk: Attachment
 ) -> None:
     """A malformed error says nothing about what happened."""
-    monitor.answers["blockdev-add"] = Refuses(3, "x")  # type: ignore[arg-type]
+    monitor.answers["blockdev-add"] = Refuses(3, "x")  # type: ignore[arg-type] # no proper reply
     async with scripted(monitor) as host:
         assert await outcome(host.attach(disk)) is OutcomeUnknownError
 

@@ -81,7 +81,7 @@ async def test_a_disk_behind_a_unix_socket(
         (node,) = (await vm.nodes()).values()
         assert node["ro"] == read_only
         (size,) = [
-            block["inserted"]["image"]["virtual-size"]  # type: ignore[index]
+            block["inserted"]["image"]["virtual-size"]  # type: ignore[index] # QMP, untyped
             for block in await vm.ask("query-block")
             if "inserted" in block
         ]

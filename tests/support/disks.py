@@ -57,7 +57,7 @@ def partitioned(path: Path, label: str, notes: Mapping[int, str]) -> Path:
     return path
 
 
-def image(path: Path, format: str, *options: str, size: str = "32M") -> Path:  # noqa: A002
+def image(path: Path, format: str, *options: str, size: str = "32M") -> Path:  # noqa: A002 - the word of the API
     """An empty image, made by qemu-img in its own name for the format."""
     command: list[str | Path] = ["qemu-img", "create", "-q", "-f", format]
     for option in options:
@@ -66,13 +66,13 @@ def image(path: Path, format: str, *options: str, size: str = "32M") -> Path:  #
     return path
 
 
-def converted(source: Path, path: Path, format: str) -> Path:  # noqa: A002
+def converted(source: Path, path: Path, format: str) -> Path:  # noqa: A002 - the word of the API
     """A raw image in another format."""
     subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", format, source, path], check=True)
     return path
 
 
-def check(path: Path, format: str) -> None:  # noqa: A002
+def check(path: Path, format: str) -> None:  # noqa: A002 - the word of the API
     """Have qemu-img look for damage, in the formats where it can."""
     verb = "check" if format in ("qcow2", "vhdx") else "info"
     subprocess.run(["qemu-img", verb, "-f", format, path], check=True, capture_output=True)

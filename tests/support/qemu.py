@@ -123,7 +123,7 @@ async def _disconnect(client: QMPClient) -> None:
         await client.disconnect()
 
 
-def make_image(path: os.PathLike[str], format: str, size: str = "1M", *options: str) -> str:  # noqa: A002
+def make_image(path: os.PathLike[str], format: str, size: str = "1M", *options: str) -> str:  # noqa: A002 - the word of the API
     """An empty image, made by qemu-img; its path."""
     subprocess.run(
         ["qemu-img", "create", "-q", "-f", format, *options, os.fspath(path), size], check=True
@@ -131,7 +131,7 @@ def make_image(path: os.PathLike[str], format: str, size: str = "1M", *options: 
     return os.fspath(path)
 
 
-def convert(source: os.PathLike[str], target: os.PathLike[str], format: str, *options: str) -> None:  # noqa: A002
+def convert(source: os.PathLike[str], target: os.PathLike[str], format: str, *options: str) -> None:  # noqa: A002 - the word of the API
     """An image with the bytes of a raw one, made by qemu-img."""
     paths = (os.fspath(source), os.fspath(target))
     subprocess.run(
@@ -162,7 +162,7 @@ def attachment(
     path: os.PathLike[str] | str,
     lun: int = 0,
     *,
-    format: ImageFormat | None = ImageFormat.RAW,  # noqa: A002
+    format: ImageFormat | None = ImageFormat.RAW,  # noqa: A002 - the word of the API
     kind: DiskKind = DiskKind.VIRTUAL_DISK,
     read_only: bool = False,
     provider: str = "",

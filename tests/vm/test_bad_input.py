@@ -57,7 +57,7 @@ def fifo(path: Path) -> Path:
     return path
 
 
-def cut(path: Path, format: str, kept: int) -> Path:  # noqa: A002
+def cut(path: Path, format: str, kept: int) -> Path:  # noqa: A002 - the word of the API
     """A good image of the format, of which only so many bytes are left."""
     source = disks.ext4(path.with_name("source"))
     disks.converted(source, path, format)
