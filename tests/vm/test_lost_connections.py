@@ -7,7 +7,7 @@ import os
 import random
 import socket
 import struct
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -363,8 +363,12 @@ class TestTheVMDies:
                         isinstance(outcome, (HotlunError, type(None))) for outcome in outcomes
                     ), outcomes
                     async with asyncio.timeout(DEADLINE):
+                        # A dying process holds its sockets a little longer: what is sent to it
+                        # until then is unknown, and what comes after that is never sent.
+                        with suppress(OutcomeUnknownError, BackendError):
+                            await manager.add_virtual_disk(disks.blank(tmp_path / "a.raw"))
                         with pytest.raises(BackendError, match="the VM is gone"):
-                            await manager.add_virtual_disk(disks.blank(tmp_path / "another.raw"))
+                            await manager.add_virtual_disk(disks.blank(tmp_path / "b.raw"))
             assert all(isinstance(error, HotlunError) for error in left.value.exceptions)
             await vm.wait()
         assert not os.path.exists(f"/proc/{vm.pid}")
