@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from support.qemu import QEMU, attachment, connected, loop_device, make_image, running_qemu
+from support.qemu import QEMU, attachment, loop_device, make_image, running_qemu
 
 from hotlun.backends.access import AccessGrants
 from hotlun.backends.qemu import QEMUHostBackend
@@ -77,14 +77,6 @@ async def vm(tmp_path: Path) -> AsyncIterator[QEMU]:
     """A VM that runs as another user."""
     async with running_qemu(tmp_path, user=UID) as vm:
         yield vm
-
-
-@pytest.fixture
-async def host(vm: QEMU) -> AsyncIterator[QEMUHostBackend]:
-    """Connected to the VM, which is bare again after the test."""
-    async with connected(vm) as host:
-        yield host
-        assert await vm.is_bare()
 
 
 @pytest.mark.qemu

@@ -19,7 +19,6 @@ from hotlun.errors import BackendError, SlotTakenError, UnsupportedError
 from hotlun.model import DiskKind, ImageFormat, Slot
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
 pytestmark = pytest.mark.qemu
@@ -33,21 +32,6 @@ VM_DISKS = (
     *("-device", "scsi-cd,bus=scsi0.0,scsi-id=1,lun=6"),
     *("-device", "scsi-cd,bus=scsi1.0,lun=0"),
 )
-
-
-@pytest.fixture
-async def vm(tmp_path: Path) -> AsyncIterator[QEMU]:
-    """A VM without disks."""
-    async with running_qemu(tmp_path) as vm:
-        yield vm
-
-
-@pytest.fixture
-async def host(vm: QEMU) -> AsyncIterator[QEMUHostBackend]:
-    """Connected to the VM, which is bare again after the test."""
-    async with connected(vm) as host:
-        yield host
-        assert await vm.is_bare()
 
 
 def raw(tmp_path: Path, name: str = "disk.raw") -> str:

@@ -8,34 +8,19 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
-from support.qemu import QEMU, attachment, connected, running_qemu
+from support.qemu import QEMU, attachment
 
 from hotlun.backends.providers import nbd_server
 from hotlun.errors import BackendError, HotlunError
 from hotlun.model import Attachment, DiskKind
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator
     from pathlib import Path
 
     from hotlun.backends.qemu import QEMUHostBackend
 
 SIZE = 1 << 20
-
-
-@pytest.fixture
-async def vm(tmp_path: Path) -> AsyncIterator[QEMU]:
-    """A VM without disks."""
-    async with running_qemu(tmp_path) as vm:
-        yield vm
-
-
-@pytest.fixture
-async def host(vm: QEMU) -> AsyncIterator[QEMUHostBackend]:
-    """Connected to the VM, which is bare again after the test."""
-    async with connected(vm) as host:
-        yield host
-        assert await vm.is_bare()
 
 
 def served(path: str, *, read_only: bool = False) -> Attachment:
