@@ -154,7 +154,7 @@ class TestOptions:
             (["data=journal"], set(), {"data=journal"}),
             (["sync", "lazytime"], set(), {"sync", "lazytime"}),
         ],
-        ids=",".join,
+        ids=lambda words: ",".join(sorted(words)),
     )
     async def test_are_the_mounts(
         self,
