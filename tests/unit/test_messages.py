@@ -137,6 +137,7 @@ def test_types_have_names_for_people() -> None:
         (-1070137073, HResult.SYSTEM_ALREADY_EXISTS),
         (-1070137072, HResult.SYSTEM_ALREADY_STOPPED),
         (-2143878907, HResult.INVALID_STATE),
+        (-2144272345, HResult.WRONG_KEY),
     ],
 )
 def test_codes_are_signed_on_the_wire_and_unsigned_here(decimal: int, code: HResult) -> None:

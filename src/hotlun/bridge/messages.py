@@ -35,6 +35,16 @@ FEATURE_OPTIONS = "options"
 """All mount options are applied, not only the propagations."""
 FEATURE_FILESYSTEMS = "filesystems"
 """A filesystem that is there is recognised, ext4 or not, before one is made."""
+FEATURE_PRESERVE_DATA = "preserve-data"
+"""`PreserveData`: nothing is formatted over anything recognisable."""
+FEATURE_IDENTITY = "identity"
+"""`Serial` and `Size` of the disk: on a device with others nothing is done."""
+FEATURE_KEYS = "keys"
+"""`Key`, in base64: the encrypted volume is opened with it, and is there again next time."""
+FEATURE_VERITY = "verity"
+"""`Verity`, `{"RootHash": hex, "HashOffset": bytes}`: what was changed cannot be read."""
+FEATURE_LAZY_UNMOUNT = "lazy-unmount"
+"""`LazyUnmount`: a mount that is in use is taken off its path all the same."""
 
 MAX_DEPTH = 32
 MAX_TEXT = 4096
@@ -122,6 +132,8 @@ class HResult(enum.IntEnum):
     SYSTEM_ALREADY_EXISTS = 0xC037010F
     SYSTEM_ALREADY_STOPPED = 0xC0370110
     INVALID_STATE = 0x80370105
+    WRONG_KEY = 0x80310027
+    """BitLocker's FVE_E_FAILED_AUTHENTICATION: no volume can be opened with this key."""
 
 
 def signed(code: int) -> int:
