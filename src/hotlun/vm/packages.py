@@ -23,9 +23,9 @@ KERNEL = "linux-image-cloud-amd64"
 
 GUEST = (
     # programs
-    "base-files", "bash", "coreutils", "cryptsetup-bin", "dash", "dmsetup", "e2fsprogs",
-    "findutils", "grep", "kmod", "mount", "procps", "python3.11-minimal", "qemu-guest-agent",
-    "sed", "util-linux", "xfsprogs",
+    "base-files", "bash", "btrfs-progs", "coreutils", "cryptsetup-bin", "dash", "dmsetup",
+    "e2fsprogs", "findutils", "grep", "kmod", "mount", "procps", "python3.11-minimal",
+    "qemu-guest-agent", "sed", "util-linux", "xfsprogs",
     # Python's library
     "libpython3.11-minimal", "libpython3.11-stdlib",
     # libraries
@@ -33,10 +33,11 @@ GUEST = (
     "libc6", "libcap-ng0", "libcap2", "libcom-err2", "libcrypt1", "libcryptsetup12",
     "libdevmapper1.02.1", "libedit2", "libexpat1", "libext2fs2", "libfdisk1", "libffi8",
     "libgcc-s1", "libgcrypt20", "libglib2.0-0", "libgmp10", "libgpg-error0", "libinih1",
-    "libjson-c5", "libkmod2", "liblz4-1", "liblzma5", "libmd0", "libmount1", "libncursesw6",
-    "libnuma1", "libpam0g", "libpcre2-8-0", "libpopt0", "libproc2-0", "libreadline8",
-    "libselinux1", "libsmartcols1", "libsqlite3-0", "libss2", "libssl3", "libsystemd0",
-    "libtinfo6", "libudev1", "liburcu8", "liburing2", "libuuid1", "libzstd1", "zlib1g",
+    "libjson-c5", "libkmod2", "liblz4-1", "liblzma5", "liblzo2-2", "libmd0", "libmount1",
+    "libncursesw6", "libnuma1", "libpam0g", "libpcre2-8-0", "libpopt0", "libproc2-0",
+    "libreadline8", "libselinux1", "libsmartcols1", "libsqlite3-0", "libss2", "libssl3",
+    "libsystemd0", "libtinfo6", "libudev1", "liburcu8", "liburing2", "libuuid1", "libzstd1",
+    "zlib1g",
 )  # fmt: skip
 """What is in the guest's root (xfs_scrub alone would want libicu72, 36 MB)."""
 
