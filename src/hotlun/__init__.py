@@ -12,16 +12,20 @@ from hotlun.errors import (
     OutcomeUnknownError,
     SlotTakenError,
     UnsupportedError,
+    WrongKeyError,
 )
 from hotlun.manager import Manager, Mount
 from hotlun.model import (
     Attachment,
     Disk,
+    DiskIdentity,
     DiskKind,
     GuestMount,
     ImageFormat,
     MountConfig,
+    Secret,
     Slot,
+    Verity,
 )
 from hotlun.slots import SlotState, SlotStatus
 
@@ -29,13 +33,16 @@ __all__ = [  # grouped as in the documentation
     # values
     "Attachment",
     "Disk",
+    "DiskIdentity",
     "DiskKind",
     "GuestMount",
     "ImageFormat",
     "MountConfig",
+    "Secret",
     "Slot",
     "SlotState",
     "SlotStatus",
+    "Verity",
     # what to do with them
     "Manager",
     "Mount",
@@ -53,4 +60,5 @@ __all__ = [  # grouped as in the documentation
     "OutcomeUnknownError",
     "SlotTakenError",
     "UnsupportedError",
+    "WrongKeyError",
 ]

@@ -8,6 +8,7 @@
     ├── GuestPathConflictError      the guest path collides with another guest mount's
     ├── SlotTakenError              the hypervisor says that the slot is somebody else's
     ├── BackendError                a backend refused; `code` and `detail` are the peer's own
+    │   └── WrongKeyError           the encrypted volume does not open with this key
     ├── OutcomeUnknownError         it may or may not have happened
     └── UnsupportedError            this backend or guest cannot do that; nothing was touched
 
@@ -79,6 +80,10 @@ class SlotTakenError(HotlunError):
 
 class BackendError(HotlunError):
     """A backend refused: the call has not happened and left nothing behind."""
+
+
+class WrongKeyError(BackendError):
+    """The guest could not open the encrypted volume with the key that was given."""
 
 
 class OutcomeUnknownError(HotlunError):

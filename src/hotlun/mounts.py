@@ -1,7 +1,9 @@
 """The table of guest mounts: who may share one, their paths, and conflicts.
 
 The twin of `attachments`. Guest mounts of one disk are the same when their
-configs are equal; two that overlap live side by side unless one may format.
+configs are equal; two that overlap live side by side unless one needs the
+sectors to itself: it may format them, or the guest maps them (decrypted, verified)
+under a name that only one can have.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class MountTable:
         or owned by nobody, and has to be waited for.
 
         Raises:
-            DiskConflictError: one overlaps, is in use, and one of the two may format.
+            DiskConflictError: one overlaps, is in use, and one of the two needs the
+                sectors to itself.
         """
         same = state.mounts.get(config)
         if same is not None:
@@ -55,17 +58,17 @@ class MountTable:
         for mount in state.mounts.values():
             if not mount.config.overlaps(config):
                 continue
-            formats = config.may_format or mount.config.may_format
-            if mount.closing or (formats and not mount.handles):
+            exclusive_use = config.exclusive_use or mount.config.exclusive_use
+            if mount.closing or (exclusive_use and not mount.handles):
                 in_teardown = mount
                 continue
-            if not formats:
+            if not exclusive_use:
                 continue
             attachment = state.attachment
             raise DiskConflictError(
                 f"disk {attachment.disk} at slot {attachment.slot} is mounted at {mount.path}, and "
-                f"{'this request' if config.may_format else 'that mount'} may format the same "
-                "sectors: ask for the same mount, or release that one first",
+                f"{'this request' if config.exclusive_use else 'that mount'} {exclusive_use} the "
+                "same sectors: ask for the same mount, or release that one first",
                 operation="mount",
                 slot=attachment.slot,
                 disk=attachment.disk,

@@ -23,6 +23,7 @@ from hotlun import (
     NoAvailableLocationError,
     NotInitializedError,
     OutcomeUnknownError,
+    Secret,
     Slot,
     SlotState,
 )
@@ -38,6 +39,7 @@ CONFIGS = (
     MountConfig(partition=1),
     MountConfig(ensure_filesystem=True, filesystem="ext4"),
     MountConfig(partition=2, ensure_filesystem=True, filesystem="xfs"),
+    MountConfig(partition=2, encrypted=True, key=Secret("key")),
 )
 HOST = ("attach", "detach", "grant_access", "revoke_access")
 GUEST = ("mount", "unmount", "unplug")

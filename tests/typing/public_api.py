@@ -12,6 +12,7 @@ from typing import assert_type
 from hotlun import (
     Attachment,
     Disk,
+    DiskIdentity,
     DiskKind,
     GuestBackend,
     GuestMount,
@@ -20,9 +21,11 @@ from hotlun import (
     Manager,
     Mount,
     MountConfig,
+    Secret,
     Slot,
     SlotState,
     SlotStatus,
+    Verity,
 )
 from hotlun.backends.bridge import BridgeGuestBackend
 from hotlun.backends.memory import MemoryGuestBackend, MemoryHostBackend
@@ -105,6 +108,16 @@ def values() -> None:
     MountConfig(1)  # type: ignore[misc]
     MountConfig(options=["ro", "noatime"])
     Slot(0, 1).lun = 2  # type: ignore[misc]
+    secret = Secret("sesame")
+    assert_type(secret.reveal(), bytes)
+    secret.reveal = secret.reveal  # type: ignore[method-assign]
+    config = MountConfig(encrypted=True, key=Secret(b"sesame"), lazy_unmount=True)
+    assert_type(config.key, Secret | None)
+    MountConfig(encrypted=True, key="sesame")  # type: ignore[arg-type]
+    MountConfig(verity="00" * 32)
+    MountConfig(verity=Verity("00" * 32, hash_offset=4096))
+    MountConfig(verity=b"00")  # type: ignore[arg-type]
+    assert_type(DiskIdentity("h1").size, int | None)
 
 
 async def a_vm_to_try_it_on() -> None:

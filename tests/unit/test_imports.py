@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 SOURCE = Path(__file__).parent.parent.parent / "src" / "hotlun"
 
 LAYERS = (
-    {"errors"},
+    {"errors", "secret"},
+    {"mount_config"},
     {"model"},
     {"backends.base", "facts"},
     {"wants", "slots", "guest_paths"},

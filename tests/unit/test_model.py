@@ -16,13 +16,17 @@ from hotlun import (
     Attachment,
     BackendError,
     Disk,
+    DiskIdentity,
     DiskKind,
     GuestMount,
     HotlunError,
     ImageFormat,
     MountConfig,
     OutcomeUnknownError,
+    Secret,
     Slot,
+    Verity,
+    WrongKeyError,
 )
 
 DISK = Disk("/d.img", DiskKind.VIRTUAL_DISK)
@@ -74,6 +78,18 @@ def test_disks_that_cannot_be(arguments: tuple[Any, ...]) -> None:
         {"block_device": True, "filesystem": "ext4"},
         {"block_device": True, "options": ["ro"]},
         {"block_device": True, "ensure_filesystem": True, "filesystem": "ext4"},
+        {"key": Secret("k")},
+        {"key": Secret("k"), "filesystem": "ext4"},
+        {"encrypted": True, "preserve_data": True, "key": Secret("k")},
+        {"encrypted": True, "block_device": True, "key": Secret("k")},
+        {"verity": "ab" * 32, "encrypted": True, "key": Secret("k")},
+        {"verity": "ab" * 32, "ensure_filesystem": True, "filesystem": "ext4"},
+        {"verity": "ab" * 15},
+        {"verity": "ab" * 65},
+        {"verity": "a" * 33},
+        {"verity": "xy" * 32},
+        {"verity": ""},
+        {"lazy_unmount": True, "block_device": True},
         {"options": ["ro", "rw"]},
         {"options": ["atime", "noatime"]},
         {"options": ["noexec", "exec"]},
@@ -91,6 +107,43 @@ def test_disks_that_cannot_be(arguments: tuple[Any, ...]) -> None:
 def test_configs_that_contradict_themselves(fields: dict[str, Any]) -> None:
     """ValueError when built."""
     with pytest.raises(ValueError, match=r".+"):
+        MountConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"encrypted": True, "key": Secret("k")},
+        {"encrypted": True, "key": Secret("k"), "filesystem": "ext4", "ensure_filesystem": True},
+        {"encrypted": True, "filesystem": "ext4", "ensure_filesystem": True, "preserve_data": True},
+        {"verity": Verity("ab" * 32, 512), "block_device": True},
+        {"verity": "ab" * 32, "filesystem": "erofs", "options": ["noatime"]},
+        {"lazy_unmount": True, "filesystem": "ext4"},
+    ],
+)
+def test_configs_that_make_sense(fields: dict[str, Any]) -> None:
+    """A key needs no format, and a verified device needs no mount."""
+    config = MountConfig(**fields)
+    assert all(getattr(config, name) for name in fields)
+
+
+def test_a_root_hash_is_a_verity() -> None:
+    """In lower case, with its tree right behind the filesystem."""
+    assert MountConfig(verity="AB" * 32).verity == Verity("ab" * 32)
+    assert MountConfig(verity=Verity("AB" * 16)) == MountConfig(verity="ab" * 16)
+
+
+@pytest.mark.parametrize("hash_offset", [-512, 1, 511, 1 << 63])
+def test_hash_trees_begin_at_sectors(hash_offset: int) -> None:
+    """Of 512 bytes, from 0."""
+    with pytest.raises(ValueError, match="hash_offset"):
+        Verity("ab" * 32, hash_offset)
+
+
+@pytest.mark.parametrize("fields", [{"verity": b"ab"}, {"verity": 5}, {"key": "sesame"}])
+def test_keys_and_trees_of_another_type(fields: dict[str, Any]) -> None:
+    """TypeError, at once."""
+    with pytest.raises(TypeError):
         MountConfig(**fields)
 
 
@@ -122,8 +175,13 @@ def test_configs_that_differ() -> None:
         MountConfig(filesystem="ext4", ensure_filesystem=True, preserve_data=True),
         MountConfig(filesystem="ext4", ensure_filesystem=True, encrypted=True),
         MountConfig(block_device=True),
+        MountConfig(encrypted=True, key=Secret("one")),
+        MountConfig(encrypted=True, key=Secret("two")),
+        MountConfig(verity="ab" * 32),
+        MountConfig(verity=Verity("ab" * 32, 4096)),
+        MountConfig(lazy_unmount=True),
     }
-    assert len(configs) == 8
+    assert len(configs) == 13
 
 
 @pytest.mark.parametrize("serial", ["", "1a", "A", "a-b", "a" * 21, "ä"])
@@ -141,8 +199,27 @@ def test_a_guest_mount_is_as_writable_as_its_disk() -> None:
         assert mount.read_only is read_only
 
 
+def test_guest_mounts_are_equal_whatever_is_known_of_the_disk() -> None:
+    """What an unmount says of a mount needs no identity."""
+    attachment = Attachment(Slot(0, 0), DISK, "h1")
+    mount = GuestMount(attachment, "/m", MountConfig())
+    known = dataclasses.replace(mount, identity=DiskIdentity("h1", 512))
+    assert known == mount
+    assert hash(known) == hash(mount)
+    assert known.identity != DiskIdentity("h1")
+
+
 @pytest.mark.parametrize(
-    "value", [Slot(1, 2), DISK, MountConfig(options=["ro"]), Attachment(Slot(0, 0), DISK, "h")]
+    "value",
+    [
+        Slot(1, 2),
+        DISK,
+        MountConfig(options=["ro"]),
+        MountConfig(verity="ab" * 32),
+        Verity("ab" * 32),
+        DiskIdentity("h1", 512),
+        Attachment(Slot(0, 0), DISK, "h"),
+    ],
 )
 def test_values_are_frozen_and_travel(value: Any) -> None:
     """Hashable, unchangeable, equal after a copy and a pickle."""
@@ -165,3 +242,4 @@ def test_errors_keep_the_facts() -> None:
     plain = BackendError("what")
     assert (plain.operation, plain.slot, plain.disk, plain.code) == ("", None, None, None)
     assert not issubclass(OutcomeUnknownError, BackendError)
+    assert issubclass(WrongKeyError, BackendError)

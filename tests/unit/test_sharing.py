@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from hotlun import (
     DiskKind,
     ImageFormat,
     MountConfig,
+    Secret,
 )
 
 if TYPE_CHECKING:
@@ -297,6 +299,58 @@ async def test_an_overlap_with_one_that_may_format_conflicts(
     with pytest.raises(DiskConflictError, match="format"):
         await vm.add(mount=second)
     assert vm.said() == []
+
+
+KEYED = MountConfig(encrypted=True, key=Secret("one"))
+VERIFIED = MountConfig(verity="ab" * 32)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "why"),
+    [
+        (KEYED, MountConfig(encrypted=True, key=Secret("two")), "this request decrypts"),
+        (KEYED, dataclasses.replace(KEYED, options=["noatime"]), "this request decrypts"),
+        (KEYED, MountConfig(partition=1), "that mount decrypts"),
+        (EXT4, KEYED, "this request decrypts"),
+        (VERIFIED, MountConfig(verity="cd" * 32), "this request verifies"),
+        (VERIFIED, EXT4, "that mount verifies"),
+        (MountConfig(partition=2), VERIFIED, "this request verifies"),
+    ],
+)
+async def test_an_overlap_with_one_that_is_mapped_conflicts(
+    vm: VM, first: MountConfig, second: MountConfig, why: str
+) -> None:
+    """A volume is opened once and in one way, and nobody mounts below it meanwhile."""
+    await vm.add(mount=first, read_only=True)
+    vm.said()
+    with pytest.raises(DiskConflictError, match=why):
+        await vm.add(mount=second, read_only=True)
+    assert vm.said() == []
+
+
+@pytest.mark.parametrize("config", [KEYED, VERIFIED])
+async def test_equal_configs_that_are_mapped_are_shared(vm: VM, config: MountConfig) -> None:
+    """The key or the root hash counts, not the object that holds it; partitions differ."""
+    one = await vm.add(mount=dataclasses.replace(config, partition=1), read_only=True)
+    two = await vm.add(mount=dataclasses.replace(config, partition=1), read_only=True)
+    other = await vm.add(mount=dataclasses.replace(config, partition=2), read_only=True)
+    assert one.guest_path == two.guest_path != other.guest_path
+    assert vm.said() == ["attach", "mount", "mount"]
+
+
+async def test_another_key_meets_a_teardown_and_waits(vm: VM) -> None:
+    """Once the volume is closed it may be tried with another."""
+    keeper = await vm.add(mount=None)
+    old = await vm.add(mount=KEYED)
+    gate = vm.guest.stall("unmount")
+    release = asyncio.create_task(old.release())
+    await gate.reached.wait()
+    adding = vm.start(mount=MountConfig(encrypted=True, key=Secret("two")))
+    await turns()
+    assert not adding.done()
+    gate.open()
+    await release
+    assert (await adding).slot == keeper.slot
 
 
 async def test_partitions_side_by_side_may_be_formatted(vm: VM) -> None:
