@@ -12,6 +12,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from hotlun import lifecycle
+from hotlun.backends import base
 from hotlun.errors import HotlunError, OutcomeUnknownError, SlotTakenError
 from hotlun.facts import Action, Step
 from hotlun.model import GuestMount
@@ -106,9 +107,12 @@ class Worker:
         action, thing = step
         attachment = disk.attachment
         if isinstance(thing, MountState):
-            mount = GuestMount(attachment, thing.path, thing.config)
-            act = self._guest.mount if action is Action.MOUNT else self._guest.unmount
-            await act(mount)
+            if action is Action.MOUNT:
+                identity = base.identity(self._host, attachment)
+                mount = GuestMount(attachment, thing.path, thing.config, identity)
+                await self._guest.mount(mount)
+            else:
+                await self._guest.unmount(GuestMount(attachment, thing.path, thing.config))
         elif isinstance(thing, GrantState):
             grants = action is Action.GRANT
             change = self._host.grant_access if grants else self._host.revoke_access

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,17 @@ from hotlun.backends.bridge import BridgeGuestBackend
 from hotlun.bridge import messages
 from hotlun.bridge.client import BridgeConnection
 from hotlun.bridge.messages import HResult
-from hotlun.errors import BackendError, OutcomeUnknownError, UnsupportedError
-from hotlun.model import Attachment, Disk, DiskKind, GuestMount, MountConfig, Slot
+from hotlun.errors import BackendError, OutcomeUnknownError, UnsupportedError, WrongKeyError
+from hotlun.model import (
+    Attachment,
+    Disk,
+    DiskIdentity,
+    DiskKind,
+    GuestMount,
+    MountConfig,
+    Secret,
+    Slot,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -25,7 +35,15 @@ if TYPE_CHECKING:
     from hotlun.backends.base import OSType
     from hotlun.errors import HotlunError
 
-OURS = (messages.FEATURE_OPTIONS, messages.FEATURE_FILESYSTEMS)
+OURS = (
+    messages.FEATURE_OPTIONS,
+    messages.FEATURE_FILESYSTEMS,
+    messages.FEATURE_PRESERVE_DATA,
+    messages.FEATURE_IDENTITY,
+    messages.FEATURE_KEYS,
+    messages.FEATURE_VERITY,
+    messages.FEATURE_LAZY_UNMOUNT,
+)
 
 DISK = Disk("/srv/data.vhdx", DiskKind.VIRTUAL_DISK)
 ATTACHMENT = Attachment(Slot(1, 2), DISK, "h7")
@@ -89,8 +107,8 @@ async def test_mount_unmount_unplug_on_linux(tmp_path: Path) -> None:
     mount = mounted(options=["noatime", "rshared"], filesystem="xfs", ensure_filesystem=True)
     async with guest(tmp_path) as (peer, backend):
         for call, request in (
-            (backend.mount(mount), requests.mount_request(mount, "linux")),
-            (backend.unmount(mount), requests.unmount_request(mount, "linux")),
+            (backend.mount(mount), requests.mount_request(mount, "linux", OURS)),
+            (backend.unmount(mount), requests.unmount_request(mount, "linux", OURS)),
             (backend.unplug(ATTACHMENT), requests.unplug_request(ATTACHMENT, "linux")),
         ):
             task = asyncio.ensure_future(call)
@@ -122,35 +140,17 @@ async def test_mount_unmount_unplug_on_windows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        (
-            {"encrypted": True, "ensure_filesystem": True, "filesystem": "xfs"},
-            "encrypted is not supported yet",
-        ),
-        (
-            {"preserve_data": True, "ensure_filesystem": True, "filesystem": "ext4"},
-            "preserve_data is not supported yet",
-        ),
-    ],
-)
-async def test_not_supported_yet(tmp_path: Path, config: dict[str, Any], words: str) -> None:
-    """From any agent, before anything is sent."""
-    async with guest(tmp_path) as (peer, backend):
-        with pytest.raises(UnsupportedError, match=words) as caught:
-            backend.check(DISK, MountConfig(**config), "/mnt/data")
-        assert caught.value.disk == DISK
-        with pytest.raises(UnsupportedError, match=words):
-            await backend.mount(mounted(**config))
-        assert peer.calls == []
-
-
-@pytest.mark.parametrize(
     ("config", "feature"),
     [
         ({"options": ["noatime"]}, messages.FEATURE_OPTIONS),
         ({"options": ["rshared", "data=ordered"]}, messages.FEATURE_OPTIONS),
         ({"ensure_filesystem": True, "filesystem": "xfs"}, messages.FEATURE_FILESYSTEMS),
+        (
+            {"ensure_filesystem": True, "filesystem": "ext4", "preserve_data": True},
+            messages.FEATURE_PRESERVE_DATA,
+        ),
+        ({"encrypted": True, "key": Secret("k")}, messages.FEATURE_KEYS),
+        ({"lazy_unmount": True}, messages.FEATURE_LAZY_UNMOUNT),
     ],
 )
 async def test_agent_that_would_do_less_is_not_asked(
@@ -178,16 +178,60 @@ async def test_agent_that_would_do_less_is_not_asked(
         {"filesystem": "xfs"},
         {"partition": 3},
         {"block_device": True},
+        {"encrypted": True, "ensure_filesystem": True, "filesystem": "ext4"},
+        {"encrypted": True, "ensure_filesystem": True, "filesystem": "xfs"},
     ],
 )
 async def test_original_agent_is_asked_for_what_it_does(
     tmp_path: Path, config: dict[str, Any]
 ) -> None:
-    """Propagation, ext4, partitions and block devices it does in full; read-only is its own say."""
+    """Propagation, ext4, partitions, block devices, encryption that lasts as long as the mount."""
     async with guest(tmp_path, features=()) as (_, backend):
         backend.check(DISK, MountConfig(**config), "/mnt/data")
         read_only = Disk("/srv/data.vhdx", DiskKind.VIRTUAL_DISK, read_only=True)
         backend.check(read_only, MountConfig(**config), "/mnt/data")
+
+
+async def test_identity_is_sent_to_an_agent_that_compares(tmp_path: Path) -> None:
+    """As far as the host gave one; another agent is spared."""
+    mount = dataclasses.replace(mounted(), identity=DiskIdentity("h7", 1 << 20))
+    for features, expected in ((OURS, {"Serial": "h7", "Size": 1 << 20}), ((), {})):
+        async with guest(tmp_path, features=features) as (peer, backend):
+            task = asyncio.ensure_future(backend.mount(mount))
+            received = await peer.call()
+            settings = received.document["Request"]["Settings"]
+            assert {key: settings[key] for key in settings if key in ("Serial", "Size")} == expected
+            await received.reply()
+            await task
+
+
+async def test_verity_on_a_disk_that_is_written(tmp_path: Path) -> None:
+    """Refused before anything is sent, with the way out; read-only it may be."""
+    async with guest(tmp_path) as (peer, backend):
+        config = MountConfig(verity="ab" * 32)
+        with pytest.raises(UnsupportedError, match="read_only=True"):
+            backend.check(DISK, config, "/m")
+        backend.check(dataclasses.replace(DISK, read_only=True), config, "/m")
+        assert peer.calls == []
+
+
+async def test_a_wrong_key_is_told_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An error of its own, that names the disk and not the key; nor does any log."""
+    caplog.set_level(logging.DEBUG)
+    mount = mounted(encrypted=True, key=Secret("open sesame"))
+    async with guest(tmp_path) as (peer, backend):
+        task = asyncio.ensure_future(backend.mount(mount))
+        received = await peer.call()
+        assert received.document["Request"]["Settings"]["Key"] == "b3BlbiBzZXNhbWU="
+        await received.reply(HResult.WRONG_KEY, "no keyslot opens with this key")
+        with pytest.raises(WrongKeyError, match="give the key that the volume was made") as caught:
+            await task
+    error = caught.value
+    assert concerns(error, "mount")
+    assert (error.code, error.detail) == (HResult.WRONG_KEY, "no keyslot opens with this key")
+    for shown in (repr(error), str(vars(error)), caplog.text):
+        assert "sesame" not in shown
+        assert "b3Bl" not in shown
 
 
 @pytest.mark.parametrize(("os_type", "says"), [("linux", ""), ("windows", "Linux")])

@@ -11,7 +11,17 @@ from hotlun.bridge import messages
 from hotlun.bridge.frames import Frame, encode
 from hotlun.bridge.messages import MessageType
 from hotlun.errors import UnsupportedError
-from hotlun.model import Attachment, Disk, DiskKind, GuestMount, MountConfig, Slot
+from hotlun.model import (
+    Attachment,
+    Disk,
+    DiskIdentity,
+    DiskKind,
+    GuestMount,
+    MountConfig,
+    Secret,
+    Slot,
+    Verity,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +32,17 @@ ENVELOPE = (
     b'{"ContainerId":"00000000-0000-0000-0000-000000000000",'
     b'"ActivityId":"00000000-0000-0000-0000-000000000000","Request":%s}\n'
 )
+
+OURS = (
+    messages.FEATURE_OPTIONS,
+    messages.FEATURE_FILESYSTEMS,
+    messages.FEATURE_PRESERVE_DATA,
+    messages.FEATURE_IDENTITY,
+    messages.FEATURE_KEYS,
+    messages.FEATURE_VERITY,
+    messages.FEATURE_LAZY_UNMOUNT,
+)
+ROOT_HASH = "ab" * 32
 
 
 def attached(controller: int = 0, lun: int = 0, *, read_only: bool = False) -> Attachment:
@@ -68,7 +89,7 @@ def test_member_order_with_many_set() -> None:
     mount = mounted(
         "/mnt/d", 3, 7, read_only=True, partition=2, options=["ro", "rshared"], filesystem="ext4"
     )
-    assert sent(requests.mount_request(mount, "linux")) == ENVELOPE % (
+    assert sent(requests.mount_request(mount, "linux", OURS)) == ENVELOPE % (
         b'{"RequestType":"Add","ResourceType":"MappedVirtualDisk","Settings":{"MountPath":"/mnt/d",'
         b'"Lun":7,"Controller":3,"Partition":2,"ReadOnly":true,"Options":["ro","rshared"],'
         b'"Filesystem":"ext4"}}'
@@ -87,7 +108,7 @@ def test_block_device() -> None:
 def test_options_keep_the_callers_order() -> None:
     """Sorting would change what a later flag undoes."""
     mount = mounted("/m", 0, 0, options=["noatime", "data=ordered", "dev", "noatime"])
-    request = requests.mount_request(mount, "linux")
+    request = requests.mount_request(mount, "linux", OURS)
     assert request["Settings"]["Options"] == ["noatime", "data=ordered", "dev", "noatime"]
 
 
@@ -104,8 +125,8 @@ def test_remove_carries_the_whole_config() -> None:
         filesystem="ext4",
     )
     add, remove = (
-        requests.mount_request(mount, "linux"),
-        requests.unmount_request(mount, "linux"),
+        requests.mount_request(mount, "linux", OURS),
+        requests.unmount_request(mount, "linux", OURS),
     )
     assert remove == {**add, "RequestType": "Remove"}
     assert list(remove) == ["RequestType", "ResourceType", "Settings"]
@@ -120,6 +141,91 @@ def test_plain_remove() -> None:
         b'{"RequestType":"Remove","ResourceType":"MappedVirtualDisk","Settings":'
         b'{"MountPath":"/run/mounts/scsi/m0","Lun":1,"ReadOnly":true}}'
     )
+
+
+def persistent() -> GuestMount:
+    """A mount of which the original agent would understand little."""
+    mount = mounted(
+        "/srv/data",
+        1,
+        2,
+        partition=3,
+        encrypted=True,
+        options=["noatime"],
+        ensure_filesystem=True,
+        filesystem="xfs",
+        preserve_data=True,
+        key=Secret("open sesame"),
+        lazy_unmount=True,
+    )
+    identity = DiskIdentity("h1", (1 << 40) + 512)
+    return GuestMount(mount.attachment, mount.path, mount.config, identity)
+
+
+def test_what_hcsshim_does_not_know_comes_last() -> None:
+    """PreserveData, Serial, Size, Key, LazyUnmount, in this order behind the rest."""
+    assert sent(requests.mount_request(persistent(), "linux", OURS)) == ENVELOPE % (
+        b'{"RequestType":"Add","ResourceType":"MappedVirtualDisk","Settings":'
+        b'{"MountPath":"/srv/data","Lun":2,"Controller":1,"Partition":3,"Encrypted":true,'
+        b'"Options":["noatime"],"EnsureFilesystem":true,"Filesystem":"xfs",'
+        b'"PreserveData":true,"Serial":"h1","Size":1099511628288,"Key":"b3BlbiBzZXNhbWU=",'
+        b'"LazyUnmount":true}}'
+    )
+
+
+def test_remove_never_carries_the_key() -> None:
+    """Nor the identity: closing takes neither."""
+    assert sent(requests.unmount_request(persistent(), "linux", OURS)) == ENVELOPE % (
+        b'{"RequestType":"Remove","ResourceType":"MappedVirtualDisk","Settings":'
+        b'{"MountPath":"/srv/data","Lun":2,"Controller":1,"Partition":3,"Encrypted":true,'
+        b'"Options":["noatime"],"EnsureFilesystem":true,"Filesystem":"xfs",'
+        b'"PreserveData":true,"LazyUnmount":true}}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("verity", "member"),
+    [
+        (ROOT_HASH, b'{"RootHash":"%s"}' % ROOT_HASH.encode()),
+        (
+            Verity(ROOT_HASH.upper(), 4096),
+            b'{"RootHash":"%s","HashOffset":4096}' % ROOT_HASH.encode(),
+        ),
+    ],
+)
+def test_verity_is_an_object(verity: Verity | str, member: bytes) -> None:
+    """On Add and on Remove; a hash tree right behind the filesystem has no offset."""
+    mount = mounted("/m", 0, 0, read_only=True, verity=verity, block_device=True)
+    for build, verb in ((requests.mount_request, b"Add"), (requests.unmount_request, b"Remove")):
+        assert sent(build(mount, "linux", OURS)) == ENVELOPE % (
+            b'{"RequestType":"%s","ResourceType":"MappedVirtualDisk","Settings":'
+            b'{"MountPath":"/m","ReadOnly":true,"BlockDev":true,"Verity":%s}}' % (verb, member)
+        )
+
+
+def test_identity_is_for_whom_it_says_something() -> None:
+    """Not for an agent without the feature, nor for Windows; what is not known is left out."""
+    plain = mounted("/m", 0, 0)
+    path = r"c:\m"
+
+    def settings(identity: DiskIdentity | None, *features: str) -> dict[str, Any]:
+        mount = GuestMount(plain.attachment, plain.path, plain.config, identity)
+        return dict(requests.mount_request(mount, "linux", features)["Settings"])
+
+    whole, serial = DiskIdentity("h1", 1 << 20), DiskIdentity("h1")
+    feature = messages.FEATURE_IDENTITY
+    assert settings(whole) == settings(None, feature) == {"MountPath": "/m"}
+    assert settings(serial, feature) == {"MountPath": "/m", "Serial": "h1"}
+    assert settings(whole, feature) == {"MountPath": "/m", "Serial": "h1", "Size": 1 << 20}
+    windows = GuestMount(plain.attachment, path, plain.config, whole)
+    assert requests.mount_request(windows, "windows", OURS)["Settings"] == {"ContainerPath": path}
+
+
+def test_a_request_does_not_show_its_key() -> None:
+    """Only on the wire is it text."""
+    request = requests.mount_request(persistent(), "linux", OURS)
+    assert request["Settings"]["Key"] == "b3BlbiBzZXNhbWU="
+    assert "b3Bl" not in f"{request} {request!r}"
 
 
 def test_unplug_of_the_first_slot_has_empty_settings() -> None:
@@ -194,16 +300,56 @@ def test_largest_slot() -> None:
         {"ensure_filesystem": True, "filesystem": "refs"},
         {"encrypted": True, "ensure_filesystem": True, "filesystem": "refs"},
         {"block_device": True},
+        {"preserve_data": True, "ensure_filesystem": True, "filesystem": "refs"},
+        {"key": Secret("k"), "encrypted": True},
+        {"verity": ROOT_HASH},
+        {"lazy_unmount": True},
     ],
 )
 def test_windows_guest_is_asked_for_nothing_it_cannot_do(config: dict[str, Any]) -> None:
     """Each is refused by name; the guest would drop it."""
     mount = mounted(r"c:\m", 0, 0, **config)
     with pytest.raises(UnsupportedError, match=next(iter(config))) as caught:
-        requests.check(mount.attachment.disk, mount.config, mount.path, "windows")
+        requests.check(mount.attachment.disk, mount.config, mount.path, "windows", OURS)
     assert caught.value.disk == mount.attachment.disk
     with pytest.raises(UnsupportedError):
-        requests.mount_request(mount, "windows")
+        requests.mount_request(mount, "windows", OURS)
+
+
+@pytest.mark.parametrize(
+    ("config", "feature"),
+    [
+        ({"options": ["noatime"]}, messages.FEATURE_OPTIONS),
+        ({"options": ["rshared", "data=ordered"]}, messages.FEATURE_OPTIONS),
+        ({"ensure_filesystem": True, "filesystem": "xfs"}, messages.FEATURE_FILESYSTEMS),
+        (
+            {"ensure_filesystem": True, "filesystem": "ext4", "preserve_data": True},
+            messages.FEATURE_PRESERVE_DATA,
+        ),
+        ({"encrypted": True, "key": Secret("k")}, messages.FEATURE_KEYS),
+        ({"verity": ROOT_HASH}, messages.FEATURE_VERITY),
+        ({"lazy_unmount": True}, messages.FEATURE_LAZY_UNMOUNT),
+    ],
+)
+def test_what_takes_a_feature(config: dict[str, Any], feature: str) -> None:
+    """Without it nothing is made of the config, so that nobody sends half of it."""
+    mount = mounted("/m", 0, 0, read_only=True, **config)
+    disk = mount.attachment.disk
+    others = tuple(name for name in OURS if name != feature)
+    for features in ((), others):
+        with pytest.raises(UnsupportedError, match="hotlun's agent") as caught:
+            requests.check(disk, mount.config, mount.path, "linux", features)
+        assert (caught.value.operation, caught.value.disk) == ("mount", disk)
+        with pytest.raises(UnsupportedError):
+            requests.mount_request(mount, "linux", features)
+    requests.check(disk, mount.config, mount.path, "linux", (feature,))
+
+
+def test_verity_is_for_disks_that_nobody_writes() -> None:
+    """Refused whatever the agent can, with the way out."""
+    mount = mounted("/m", 0, 0, verity=ROOT_HASH)
+    with pytest.raises(UnsupportedError, match="read_only=True"):
+        requests.mount_request(mount, "linux", OURS)
 
 
 @pytest.mark.parametrize(

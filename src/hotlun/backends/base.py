@@ -10,6 +10,9 @@ What is optional is looked up with a default by the functions below, so that
 seven methods stay enough:
 
 * `host.occupied()` - async; the slots that others use, a boot disk for instance.
+* `host.identity(attachment)` - synchronous; the serial and size that the guest is to
+  find at the slot, asked before each mount. A guest that can compare does so before
+  it touches the disk; None, and nothing is compared.
 * `guest.os_type` - `"linux"` or `"windows"`.
 * `guest.controllers` - how many controllers the guest can use (Windows: 1).
 * `guest.check(disk, config, path)` - synchronous; raises `UnsupportedError`
@@ -23,7 +26,14 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast, runtime_checkable
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from hotlun.model import Attachment, Disk, GuestMount, MountConfig, Slot
+    from hotlun.model import (
+        Attachment,
+        Disk,
+        DiskIdentity,
+        GuestMount,
+        MountConfig,
+        Slot,
+    )
 
 OSType = Literal["linux", "windows"]
 
@@ -67,6 +77,12 @@ async def occupied(host: HostBackend) -> Collection[Slot]:
     """The slots that the VM's own disks hold; none if the backend cannot tell."""
     ask = getattr(host, "occupied", None)
     return cast("Collection[Slot]", await ask()) if ask is not None else ()
+
+
+def identity(host: HostBackend, attachment: Attachment) -> DiskIdentity | None:
+    """What the guest is to know an attached disk by; None if the backend does not say."""
+    ask = getattr(host, "identity", None)
+    return cast("DiskIdentity | None", ask(attachment)) if ask is not None else None
 
 
 def os_type(guest: GuestBackend) -> OSType:

@@ -13,15 +13,14 @@ import logging
 from typing import TYPE_CHECKING
 
 from hotlun.backends import requests
-from hotlun.bridge.messages import (
-    FEATURE_FILESYSTEMS,
-    FEATURE_OPTIONS,
-    HResult,
-    code_name,
-    is_failure,
+from hotlun.bridge.messages import HResult, code_name, is_failure
+from hotlun.errors import (
+    BackendError,
+    HotlunError,
+    OutcomeUnknownError,
+    UnsupportedError,
+    WrongKeyError,
 )
-from hotlun.errors import BackendError, HotlunError, OutcomeUnknownError, UnsupportedError
-from hotlun.model import PROPAGATIONS
 
 if TYPE_CHECKING:
     from hotlun.backends.base import OSType
@@ -38,6 +37,10 @@ _ADVICE_BY_CODE: dict[int, str] = {
     HResult.UNKNOWN_MESSAGE: "this agent cannot do that: run hotlun's of this version in the guest",
     HResult.INVALID_JSON: "the agent does not understand the request: its version does not fit",
     HResult.INVALID_STATE: "something in the guest still uses it: stop that and try again",
+    HResult.WRONG_KEY: (
+        "give the key that the volume was made with, and check that this is the right disk "
+        "and partition"
+    ),
     HResult.NOT_FOUND: "check that the disk has that partition, and the VM that controller",
     HResult.TIMEOUT: "it took too long: is the disk attached, is the guest very busy?",
 }
@@ -78,54 +81,32 @@ class BridgeGuestBackend:
             UnsupportedError: that, naming what cannot be done.
             BackendError: the connection has never been entered, so nobody knows.
         """
-        requests.check(disk, config, path, self.os_type)
-
-        def refuse(problem: str) -> UnsupportedError:
-            return UnsupportedError(
-                f"cannot mount {disk} at {path!r}: {problem}", operation="mount", disk=disk
-            )
-
-        for name in ("encrypted", "preserve_data"):
-            if getattr(config, name):
-                raise refuse(f"{name} is not supported yet; leave it out of the config")
         if self._connection.os_type != self.os_type:
-            raise refuse(
-                f"the guest says that it runs {self._connection.os_type}, and this backend was "
-                f"made for {self.os_type}: make it for the right one"
+            raise UnsupportedError(
+                f"cannot mount {disk} at {path!r}: the guest says that it runs "
+                f"{self._connection.os_type}, and this backend was made for {self.os_type}: "
+                "make it for the right one",
+                operation="mount",
+                disk=disk,
             )
-        features = self._connection.features
-        # The original agent applies propagations, and no other option.
-        dropped = [option for option in config.options if option not in PROPAGATIONS]
-        if dropped and FEATURE_OPTIONS not in features:
-            raise refuse(
-                f"this guest's agent would ignore the options {', '.join(dropped)}; "
-                "run hotlun's agent in the guest, or leave them out"
-            )
-        if (
-            config.ensure_filesystem
-            and config.filesystem != "ext4"
-            and FEATURE_FILESYSTEMS not in features
-        ):
-            raise refuse(
-                f"this guest's agent would format over a {config.filesystem} that is already "
-                "there; run hotlun's agent in the guest, or mount without ensure_filesystem"
-            )
+        requests.check(disk, config, path, self.os_type, self._connection.features)
 
     async def mount(self, mount: GuestMount) -> None:
         """Mount (a partition of) the attachment at the guest path.
 
         Raises:
             UnsupportedError: as `check`, or a slot that the guest cannot be told of.
+            WrongKeyError: the encrypted volume does not open with the config's key.
             BackendError: the guest refused, or could not be asked.
             OutcomeUnknownError: it was asked, and no telling answer came.
         """
         self.check(mount.attachment.disk, mount.config, mount.path)
-        request = requests.mount_request(mount, self.os_type)
+        request = requests.mount_request(mount, self.os_type, self._connection.features)
         await self._send("mount", request, mount.attachment, f" at {mount.path!r}")
 
     async def unmount(self, mount: GuestMount) -> None:
         """Undo `mount`. Raises as `mount` does."""
-        request = requests.unmount_request(mount, self.os_type)
+        request = requests.unmount_request(mount, self.os_type, self._connection.features)
         await self._send("unmount", request, mount.attachment, f" from {mount.path!r}")
 
     async def unplug(self, attachment: Attachment) -> None:
@@ -168,4 +149,5 @@ class BridgeGuestBackend:
             raise problem(OutcomeUnknownError, message, answer.code, answer.text)
         advice = _ADVICE_BY_CODE.get(answer.code, _ADVICE_BY_OPERATION[operation])
         message = f"the guest did not {what}: {words}; {advice}"
-        raise problem(BackendError, message, answer.code, answer.text)
+        kind = WrongKeyError if answer.code == HResult.WRONG_KEY else BackendError
+        raise problem(kind, message, answer.code, answer.text)

@@ -7,11 +7,14 @@
 
 They keep the contract of `hotlun.backends.base`, and check on their own that
 nothing impossible is asked for: two attaches of one disk, two disks in one
-slot, a serial used twice, an unplug while something is mounted, a mount of what
-was let go, a grant made twice. A `MemoryGuestBackend(host)` that knows its host
-also sees a mount of a disk that is not attached, and a detach of one that the
-guest has not let go. Each is kept in `violations`, and raised there and then as
-an AssertionError.
+slot, a serial used twice, the identity of what is not attached, an unplug while
+something is mounted, a mount of what was let go or under another disk's identity, a
+grant made twice. A `MemoryGuestBackend(host)` that knows its host also sees a mount
+of a disk that is not attached, and a detach of one that the guest has not let go.
+Each is kept in `violations`, and raised there and then as an AssertionError.
+
+There is nothing on these disks: formats, encryption and verity are taken as done. A
+wrong key is a `fail("mount", WrongKeyError(...))`.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from hotlun.errors import OutcomeUnknownError, SlotTakenError, UnsupportedError
+from hotlun.model import DiskIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -189,6 +193,12 @@ class MemoryHostBackend(_Script):
         if lost is not None:
             raise lost
 
+    def identity(self, attachment: Attachment) -> DiskIdentity:
+        """Its serial; a disk in memory has no size."""
+        if self.attached.get(attachment.slot) != attachment:
+            raise self._violated(f"the identity of what is not attached: {attachment}")
+        return DiskIdentity(attachment.serial)
+
     async def detach(self, attachment: Attachment) -> None:
         lost = await self._enter(Call("detach", attachment))
         if self.attached.get(attachment.slot) == attachment:
@@ -254,13 +264,13 @@ class MemoryGuestBackend(_Script):
             host._guests.append(self)
 
     def check(self, disk: Disk, config: MountConfig, path: str) -> None:
-        for refused in ("encrypted", "preserve_data"):
-            if getattr(config, refused):
-                raise UnsupportedError(
-                    f"{refused} is not supported yet: mount {disk} at {path} without it",
-                    operation="mount",
-                    disk=disk,
-                )
+        if config.verity is not None and not disk.read_only:
+            raise UnsupportedError(
+                f"cannot mount {disk} at {path!r}: verity is for a disk that nobody writes; "
+                "attach it with read_only=True",
+                operation="mount",
+                disk=disk,
+            )
 
     async def mount(self, mount: GuestMount) -> None:
         lost = await self._enter(Call("mount", mount))
@@ -269,6 +279,8 @@ class MemoryGuestBackend(_Script):
             raise self._violated(f"a mount of what the guest let go: {mount}")
         if self._host is not None and self._host.attached.get(attachment.slot) != attachment:
             raise self._violated(f"a mount of what is not attached: {mount}")
+        if mount.identity is not None and mount.identity.serial != attachment.serial:
+            raise self._violated(f"a mount under another disk's identity: {mount}")
         if mount.path in self.mounted:
             raise self._violated(f"two mounts at one path: {mount}")
         configs = self._configs.setdefault(attachment.serial, set())

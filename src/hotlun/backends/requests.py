@@ -3,23 +3,42 @@
 The bridge sends them itself; the Windows compute service relays the same ones. So
 both refuse here, before anything is sent, what a guest would choke on (hcsshim's
 Linux agent indexes an array of four with the controller, and dies of a fifth) or
-would drop without a word.
+would drop without a word: an agent does what the original one does, and more only
+as far as it has announced the feature.
 
 Shapes and member order are those of hcsshim (`internal/protocol/guestresource`):
-members that are zero, false or empty are left out. Other than in hcsshim, a Remove
-carries the whole config of its Add: without `Encrypted` the agent would leave the
-mapping of an encrypted disk behind.
+members that are zero, false or empty are left out. What hcsshim does not know comes
+behind the rest, and only to an agent with the feature. Other than in hcsshim, a
+Remove carries the whole config of its Add, less the key: without `Encrypted` the
+agent would leave the mapping of an encrypted disk behind.
 """
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from hotlun.bridge.messages import ADD, MAPPED_VIRTUAL_DISK, REMOVE, SCSI_DEVICE
+from hotlun.bridge.messages import (
+    ADD,
+    FEATURE_FILESYSTEMS,
+    FEATURE_IDENTITY,
+    FEATURE_KEYS,
+    FEATURE_LAZY_UNMOUNT,
+    FEATURE_OPTIONS,
+    FEATURE_PRESERVE_DATA,
+    FEATURE_VERITY,
+    MAPPED_VIRTUAL_DISK,
+    REMOVE,
+    SCSI_DEVICE,
+)
 from hotlun.errors import UnsupportedError
 from hotlun.guest_paths import normalise
+from hotlun.model import PROPAGATIONS, DiskIdentity, Verity
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
     from hotlun.backends.base import OSType
     from hotlun.model import Attachment, Disk, GuestMount, MountConfig
 
@@ -32,23 +51,33 @@ MAX_LUN = 255
 """The largest LUN that the bridge can say; the compute service stops at 63."""
 
 
-def mount_request(mount: GuestMount, os_type: OSType, *, max_lun: int = MAX_LUN) -> Request:
+def mount_request(
+    mount: GuestMount, os_type: OSType, features: Collection[str] = (), *, max_lun: int = MAX_LUN
+) -> Request:
     """Have the guest mount it.
 
+    Args:
+        mount: what, where and how.
+        os_type: whose document it is to be.
+        features: what the guest's agent has announced of our extension.
+        max_lun: the largest LUN that can be said.
+
     Raises:
-        UnsupportedError: no guest of this kind can, or none can be told.
+        UnsupportedError: as `check`, or the guest cannot be told of this slot.
     """
-    check(mount.attachment.disk, mount.config, mount.path, os_type)
-    return _mapped_disk(ADD, mount, os_type, max_lun)
+    check(mount.attachment.disk, mount.config, mount.path, os_type, features)
+    return _mapped_disk(ADD, mount, os_type, features, max_lun)
 
 
-def unmount_request(mount: GuestMount, os_type: OSType, *, max_lun: int = MAX_LUN) -> Request:
-    """Have the guest undo `mount_request`.
+def unmount_request(
+    mount: GuestMount, os_type: OSType, features: Collection[str] = (), *, max_lun: int = MAX_LUN
+) -> Request:
+    """Have the guest undo `mount_request`; arguments as there.
 
     Raises:
         UnsupportedError: the guest cannot be told of this slot.
     """
-    return _mapped_disk(REMOVE, mount, os_type, max_lun)
+    return _mapped_disk(REMOVE, mount, os_type, features, max_lun)
 
 
 def unplug_request(
@@ -66,8 +95,10 @@ def unplug_request(
     return _request(REMOVE, SCSI_DEVICE, Controller=slot.controller, Lun=slot.lun)
 
 
-def check(disk: Disk, config: MountConfig, path: str, os_type: OSType) -> None:
-    """Refuse a mount that no guest of this kind can do.
+def check(
+    disk: Disk, config: MountConfig, path: str, os_type: OSType, features: Collection[str] = ()
+) -> None:
+    """Refuse a mount that no guest of this kind can do, or not this one's agent.
 
     Raises:
         UnsupportedError: that, naming what cannot be done.
@@ -83,25 +114,58 @@ def check(disk: Disk, config: MountConfig, path: str, os_type: OSType) -> None:
     except ValueError as error:
         raise refuse(str(error), f"a {os_type} guest needs another path") from None
     if os_type == "windows":
-        asked = [
-            name
-            for name in (
-                "partition",
-                "encrypted",
-                "options",
-                "ensure_filesystem",
-                "filesystem",
-                "block_device",
-            )
-            if getattr(config, name)
-        ]
+        names = (field.name for field in dataclasses.fields(config) if field.init)
+        asked = [name for name in names if getattr(config, name)]
         if asked:
             raise refuse(
                 f"a Windows guest does not know {', '.join(asked)}", "leave that out of the config"
             )
+    if config.verity is not None and not disk.read_only:
+        raise refuse("verity is for a disk that nobody writes", "attach it with read_only=True")
+    for feature, would, way_round in _needs(config):
+        if feature not in features:
+            raise refuse(
+                f"this guest's agent {would}",
+                f"run hotlun's agent of this version in the guest, or {way_round}",
+            )
 
 
-def _mapped_disk(verb: str, mount: GuestMount, os_type: OSType, max_lun: int) -> Request:
+def _needs(config: MountConfig) -> Iterator[tuple[str, str, str]]:
+    """Each feature that the mount takes, what an agent without it would do, and a way round."""
+    dropped = [option for option in config.options if option not in PROPAGATIONS]
+    if dropped:
+        yield FEATURE_OPTIONS, f"would ignore the options {', '.join(dropped)}", "leave them out"
+    if config.ensure_filesystem and config.filesystem != "ext4" and not config.encrypted:
+        yield (
+            FEATURE_FILESYSTEMS,
+            f"would format over a {config.filesystem} that is already there",
+            "mount without ensure_filesystem",
+        )
+    if config.preserve_data:
+        yield (
+            FEATURE_PRESERVE_DATA,
+            "would format over whatever else it finds, whether preserve_data is asked for or not",
+            "mount without ensure_filesystem",
+        )
+    if config.key is not None:
+        yield (
+            FEATURE_KEYS,
+            "would ignore the key, and throw away what the disk holds",
+            "leave the key out, for a volume that lasts as long as its mount",
+        )
+    if config.verity is not None:
+        yield FEATURE_VERITY, "would ignore verity, and check nothing", "leave verity out"
+    if config.lazy_unmount:
+        yield (
+            FEATURE_LAZY_UNMOUNT,
+            "would ignore lazy_unmount, and unmount nothing that is in use",
+            "leave lazy_unmount out",
+        )
+
+
+def _mapped_disk(
+    verb: str, mount: GuestMount, os_type: OSType, features: Collection[str], max_lun: int
+) -> Request:
     _check_slot("mount" if verb == ADD else "unmount", mount.attachment, os_type, max_lun)
     slot, config = mount.attachment.slot, mount.config
     if os_type == "windows":
@@ -119,15 +183,50 @@ def _mapped_disk(verb: str, mount: GuestMount, os_type: OSType, max_lun: int) ->
         BlockDev=config.block_device,
         EnsureFilesystem=config.ensure_filesystem,
         Filesystem=config.filesystem,
+        **_extension(verb, mount, features),
     )
+
+
+def _extension(verb: str, mount: GuestMount, features: Collection[str]) -> dict[str, Any]:
+    """The members that hcsshim does not know, as far as the agent does."""
+    config, identity, verity = mount.config, mount.identity or DiskIdentity(), mount.config.verity
+    members: list[tuple[str, str, Any]] = [
+        (FEATURE_PRESERVE_DATA, "PreserveData", config.preserve_data)
+    ]
+    if verb == ADD:
+        members += [
+            (FEATURE_IDENTITY, "Serial", identity.serial),
+            (FEATURE_IDENTITY, "Size", identity.size),
+        ]
+        if config.key is not None:
+            key = _Unseen(base64.b64encode(config.key.reveal()).decode())
+            members.append((FEATURE_KEYS, "Key", key))
+    if isinstance(verity, Verity):
+        tree = {"RootHash": verity.root_hash, "HashOffset": verity.hash_offset}
+        members.append((FEATURE_VERITY, "Verity", _less_zeros(tree)))
+    members.append((FEATURE_LAZY_UNMOUNT, "LazyUnmount", config.lazy_unmount))
+    return {name: value for feature, name, value in members if feature in features}
+
+
+class _Unseen(str):
+    """Text that is sent as it is, and not shown when the request is."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'...'"
 
 
 def _request(verb: str, resource: str, **settings: Any) -> Request:
     return {
         "RequestType": verb,
         "ResourceType": resource,
-        "Settings": {name: value for name, value in settings.items() if value},
+        "Settings": _less_zeros(settings),
     }
+
+
+def _less_zeros(members: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in members.items() if value}
 
 
 def _check_slot(operation: str, attachment: Attachment, os_type: OSType, max_lun: int) -> None:

@@ -184,7 +184,9 @@ def encode_request(document: Mapping[str, Any]) -> bytes:
     try:
         return (_to_json(document) + "\n").encode()
     except (TypeError, ValueError) as error:
-        raise MessageError(f"no document can hold that: {error}") from error
+        problem = str(error)
+    # Not chained: the codec's error keeps the whole document, and there may be a key in it.
+    raise MessageError(f"no document can hold that: {problem}")
 
 
 def encode_response(document: Mapping[str, Any]) -> bytes:
