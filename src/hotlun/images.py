@@ -24,12 +24,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hotlun.containers import qcow2, vhd, vhdx
-from hotlun.containers.file import SECTOR, ImageFile
+from hotlun.containers.file import SECTOR, Contents, ImageFile
 from hotlun.errors import BackendError
 from hotlun.model import ImageFormat
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+
+    from hotlun.containers.file import Backing
 
 _BACKING_FORMATS = {
     "raw": ImageFormat.RAW,
@@ -46,11 +48,13 @@ class Image:
     Args:
         path: where it is, with symbolic links resolved.
         format: as stated.
+        size: of the disk in it as QEMU shows it to a guest, in bytes; None if it is not certain.
         backing: the image below, which the caller has allowed by name.
     """
 
     path: str
     format: ImageFormat
+    size: int | None
     backing: Image | None = None
 
     @property
@@ -100,30 +104,29 @@ def _check(
                 f"the image {path} is {kind}; give an image file, "
                 "and attach a block device as a physical disk"
             )
-        backing = _look_into(ImageFile(path, stated, fd, status.st_size))
+        size, backing = _look_into(ImageFile(path, stated, fd, status.st_size))
     finally:
         os.close(fd)
     if backing is None:
-        return Image(path, stated)
-    return Image(path, stated, _check_backing(backing, allowed, (*above, path)))
+        return Image(path, stated, size)
+    return Image(path, stated, size, _check_backing(backing, allowed, (*above, path)))
 
 
-def _look_into(file: ImageFile) -> qcow2.Backing | None:
+def _look_into(file: ImageFile) -> Contents:
     match file.stated:
         case ImageFormat.QCOW2:
             return qcow2.check(file)
         case ImageFormat.VHD:
-            vhd.check(file)
+            return vhd.check(file)
         case ImageFormat.VHDX:
-            vhdx.check(file)
-        case ImageFormat.RAW if file.size < SECTOR:
-            raise file.bad(f"its {file.size} bytes are less than one sector")
-    return None
+            return vhdx.check(file)
+        case ImageFormat.RAW:
+            if file.size < SECTOR:
+                raise file.bad(f"its {file.size} bytes are less than one sector")
+            return Contents(-(-file.size // SECTOR) * SECTOR)  # QEMU fills the last one up
 
 
-def _check_backing(
-    backing: qcow2.Backing, allowed: frozenset[str], above: tuple[str, ...]
-) -> Image:
+def _check_backing(backing: Backing, allowed: frozenset[str], above: tuple[str, ...]) -> Image:
     path = above[-1]
     # QEMU takes a name with a colon before the first slash for a protocol, `json:` for instance.
     is_path = ":" not in backing.name.partition("/")[0]

@@ -138,6 +138,20 @@ class TestMounting:
         assert state.attached == {(attachment.serial, SLOT)}
         await pair.host.detach(attachment)
 
+    async def test_of_a_disk_known_by_its_identity(
+        self, pair: Pair, attachment: Attachment
+    ) -> None:
+        """What the host says that the guest is to find is what the guest finds."""
+        await pair.host.attach(attachment)
+        identity = base.identity(pair.host, attachment)
+        assert identity is not None
+        assert identity.serial == attachment.serial
+        mount = GuestMount(attachment, "/mnt/contract", MOUNTED, identity)
+        await pair.guest.mount(mount)
+        assert (await pair.state()).mounted == {"/mnt/contract"}
+        await pair.guest.unmount(mount)
+        await undo(pair, attachment)
+
     async def test_again_after_an_unmount(self, pair: Pair, attachment: Attachment) -> None:
         """An attachment can be mounted as often as it is unmounted."""
         await pair.host.attach(attachment)

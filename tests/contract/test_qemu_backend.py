@@ -258,7 +258,7 @@ async def test_an_image_that_gains_a_backing_file_too_late_is_not_followed(
     checked = block_node(disk.disk, f"hotlun-{disk.serial}")
     secret = raw(tmp_path, "secret")
     _rebase(disk.disk.path, secret)
-    await vm.client.execute("blockdev-add", checked)
+    await vm.client.execute("blockdev-add", checked.arguments)
     (node,) = (await vm.nodes()).values()
     assert node["backing_file_depth"] == 0
     opened = {os.readlink(link) for link in _descriptors(vm)}

@@ -12,7 +12,7 @@ from support.qemu import QEMU, attachment
 
 from hotlun.backends.providers import nbd_server
 from hotlun.errors import BackendError, HotlunError
-from hotlun.model import Attachment, DiskKind
+from hotlun.model import Attachment, DiskIdentity, DiskKind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -71,6 +71,7 @@ async def test_a_disk_behind_a_unix_socket(
             if "inserted" in block
         ]
         assert size == SIZE
+        assert host.identity(disk) == DiskIdentity(disk.serial)  # the size is the server's to say
         await host.detach(disk)
 
 

@@ -174,10 +174,16 @@ def attachment(
 
 
 def connected(
-    vm: QEMU, *, timeout: float = 30, controllers: Sequence[str] = ("scsi0", "scsi1")
+    vm: QEMU,
+    *,
+    timeout: float = 30,
+    controllers: Sequence[str] = ("scsi0", "scsi1"),
+    allow_backing: Sequence[str] = (),
 ) -> AbstractAsyncContextManager[QEMUHostBackend]:
     """The backend, connected to a VM of `running_qemu`."""
-    return QEMUHostBackend.connect(vm.qmp_socket, controllers=controllers, timeout=timeout)
+    return QEMUHostBackend.connect(
+        vm.qmp_socket, controllers=controllers, timeout=timeout, allow_backing=allow_backing
+    )
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hotlun.backends.providers import provider_node
+from hotlun.containers.file import SECTOR
 from hotlun.errors import BackendError, UnsupportedError
 from hotlun.images import check_image
 from hotlun.model import DiskKind, ImageFormat
@@ -24,6 +25,19 @@ if TYPE_CHECKING:
 
 Node = dict[str, object]
 
+
+class DiskNode(NamedTuple):
+    """A disk as QEMU is told of it.
+
+    Args:
+        arguments: those of `blockdev-add`.
+        size: in bytes, as the guest is going to see it; None if that is not certain.
+    """
+
+    arguments: Node
+    size: int | None
+
+
 _DRIVERS = {
     ImageFormat.RAW: "raw",
     ImageFormat.QCOW2: "qcow2",
@@ -32,7 +46,7 @@ _DRIVERS = {
 }
 
 
-def block_node(disk: Disk, name: str, *, allow_backing: Collection[str] = ()) -> Node:
+def block_node(disk: Disk, name: str, *, allow_backing: Collection[str] = ()) -> DiskNode:
     """The node `name` that holds the disk.
 
     Raises:
@@ -48,17 +62,19 @@ def block_node(disk: Disk, name: str, *, allow_backing: Collection[str] = ()) ->
                 ".vhd, .vpc or .vhdx"
             )
         image = check_image(disk.path, disk.format, allow_backing=allow_backing)
-        node = _image_node(image, read_only=disk.read_only)
+        node, size = _image_node(image, read_only=disk.read_only), image.size
     else:
         if disk.format not in (None, ImageFormat.RAW):
             raise BackendError(
                 f"only an image file has a format, this is no {disk.format} image; leave it out"
             )
-        is_physical = disk.kind is DiskKind.PHYSICAL_DISK
-        protocol = _host_device(disk.path) if is_physical else provider_node(disk)
+        if disk.kind is DiskKind.PHYSICAL_DISK:
+            protocol, size = _host_device(disk.path)
+        else:
+            protocol, size = provider_node(disk), None
         node = _node("raw", protocol, read_only=disk.read_only)
     _check_sayable(node)  # a symbolic link may lead anywhere
-    return {"node-name": name, **node}
+    return DiskNode({"node-name": name, **node}, size)
 
 
 def needed_files(disk: Disk, *, allow_backing: Collection[str] = ()) -> dict[str, bool]:
@@ -99,21 +115,32 @@ def _image_node(image: Image, *, read_only: bool) -> Node:
     return node
 
 
-def _host_device(path: str) -> Node:
+def _host_device(path: str) -> tuple[Node, int | None]:
     path = os.path.realpath(path)
     try:
-        mode = os.stat(path).st_mode
+        status = os.stat(path)
     except OSError as error:
         raise BackendError(
             f"the physical disk {path} cannot be found: {error.strerror}; "
             "give the path of a block device",
             detail=str(error),
         ) from error
-    if not stat.S_ISBLK(mode):
+    if not stat.S_ISBLK(status.st_mode):
         raise BackendError(
             f"{path} is not a block device; give one, or attach an image as a virtual disk"
         )
-    return {"driver": "host_device", "filename": path, "locking": "on"}
+    node: Node = {"driver": "host_device", "filename": path, "locking": "on"}
+    return node, _device_size(status.st_rdev)
+
+
+def _device_size(number: int) -> int | None:
+    """From sysfs, for which the device need not be opened: QEMU's user may, this process not."""
+    folder = f"/sys/dev/block/{os.major(number)}:{os.minor(number)}"
+    try:
+        with open(f"{folder}/size", encoding="ascii") as file:
+            return int(file.read()) * SECTOR
+    except (OSError, ValueError):
+        return None
 
 
 def _node(driver: str, protocol: Node, *, read_only: bool) -> Node:

@@ -28,6 +28,7 @@ from hotlun.backends.nodes import block_node
 from hotlun.backends.refusals import Meaning
 from hotlun.backends.topology import find_controllers, occupied_slots
 from hotlun.errors import BackendError, HotlunError, OutcomeUnknownError, UnsupportedError
+from hotlun.model import DiskIdentity
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Sequence
@@ -57,6 +58,8 @@ class QEMUHostBackend:
         self._controllers = tuple(controllers)
         self._allow_backing = tuple(allow_backing)
         self._grants = AccessGrants()
+        self._sizes: dict[str, int] = {}
+        """Of what is attached, in bytes, by serial."""
 
     @classmethod
     @asynccontextmanager
@@ -111,7 +114,7 @@ class QEMUHostBackend:
             node = block_node(attachment.disk, name, allow_backing=self._allow_backing)
         except (BackendError, UnsupportedError) as error:
             raise errand.error(type(error), str(error), detail=error.detail) from error
-        await self._monitor.command(errand, "blockdev-add", node)
+        await self._monitor.command(errand, "blockdev-add", node.arguments)
         device = {
             "driver": "scsi-hd",
             "id": name,
@@ -130,6 +133,16 @@ class QEMUHostBackend:
         except HotlunError:
             await self._undo_node(errand, name)
             raise
+        if node.size is not None:
+            self._sizes[attachment.serial] = node.size
+
+    def identity(self, attachment: Attachment) -> DiskIdentity:
+        """The serial that the guest reads, and the size that the disk had when it was attached.
+
+        The size is None where only QEMU or a server knows it (VHD, NBD), and for what
+        another process attached.
+        """
+        return DiskIdentity(attachment.serial, self._sizes.get(attachment.serial))
 
     async def detach(self, attachment: Attachment) -> None:
         """Remove this attachment's device and node, as far as they are there.
@@ -140,6 +153,7 @@ class QEMUHostBackend:
         """
         errand = Errand.on(attachment, "detach")
         name = _name(attachment)
+        self._sizes.pop(attachment.serial, None)
         with self._monitor.departures(name) as departures:
             refusal = await self._monitor.command(
                 errand,

@@ -6,7 +6,7 @@ import array
 import os
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from hotlun.errors import BackendError
 
@@ -16,6 +16,26 @@ if TYPE_CHECKING:
 SECTOR = 512
 _LARGEST_TABLE = 32 << 20
 """Bytes; QEMU's own limit for a qcow2's L1 table, and more than any other table needs."""
+
+
+class Backing(NamedTuple):
+    """What an image says about the one below it, both as written there."""
+
+    name: str
+    format: str
+
+
+class Contents(NamedTuple):
+    """What a container's metadata says.
+
+    Args:
+        size: of the disk in it as QEMU shows it to a guest, in bytes; None where that
+            is more than the metadata can tell.
+        backing: the image that it needs below itself, if it needs one.
+    """
+
+    size: int | None
+    backing: Backing | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from hotlun.containers.file import SECTOR, Backing, Contents
 
 if TYPE_CHECKING:
     from hotlun.containers.file import ImageFile
@@ -23,16 +24,8 @@ _SCAN = 1 << 20
 """L2 entries looked through at most; 64 GiB of a disk with the usual clusters."""
 
 
-@dataclass(frozen=True, slots=True)
-class Backing:
-    """What a qcow2 says about the image below it, both as written there."""
-
-    name: str
-    format: str
-
-
-def check(file: ImageFile) -> Backing | None:
-    """Refuse what is not a whole qcow2, or keeps its data elsewhere; tell the backing file.
+def check(file: ImageFile) -> Contents:
+    """Refuse what is not a whole qcow2, or keeps its data elsewhere; tell size and backing file.
 
     Raises:
         BackendError: the file cannot be used as a qcow2.
@@ -79,14 +72,16 @@ def check(file: ImageFile) -> Backing | None:
     highest = _highest_cluster(file, refcounts_offset, refcounts_clusters, cluster, refcount_order)
     if highest * cluster >= file.size:
         _check_tables(file, l1_offset, l1_entries, cluster_bits, l2_entry)
+    size -= size % SECTOR  # QEMU (7.2) drops what is no whole sector
     if not backing_offset:
-        return None
+        return Contents(size)
     if backing_length > 1023 or backing_offset + backing_length > len(head):
         raise file.bad("the name of its backing file is out of place")
-    return Backing(
+    backing = Backing(
         os.fsdecode(head[backing_offset : backing_offset + backing_length]),
         extensions.get(_BACKING_FORMAT, b"").decode("ascii", "replace"),
     )
+    return Contents(size, backing)
 
 
 def _extensions(file: ImageFile, head: bytes, offset: int) -> dict[int, bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from hotlun.containers.file import SECTOR
+from hotlun.containers.file import SECTOR, Contents
 
 if TYPE_CHECKING:
     from hotlun.containers.file import ImageFile
@@ -16,10 +16,12 @@ _FIXED, _DYNAMIC, _DIFFERENCING = 2, 3, 4
 _UNUSED = 0xFFFFFFFF
 
 
-def check(file: ImageFile) -> None:
+def check(file: ImageFile) -> Contents:
     """Refuse what is not a whole fixed or dynamic VHD.
 
     A fixed one has its footer behind the data; the others have a copy in front, too.
+    The size is not told: whether it is the footer's or that of its cylinders, heads and
+    sectors depends for QEMU on which program made the image.
 
     Raises:
         BackendError: the file cannot be used as a VHD.
@@ -38,12 +40,13 @@ def check(file: ImageFile) -> None:
             raise file.bad("it is fixed, but its first sector poses as a dynamic one's")
         if size + SECTOR > file.size:
             raise file.truncated()
-        return
+        return Contents(size=None)
     if kind == _DIFFERENCING:
         raise file.bad("it is a differencing disk, and needs a parent, which is refused")
     if not has_head or kind != _DYNAMIC:
         raise file.bad("its footer says neither a fixed nor a dynamic disk")
     _check_dynamic(file, header_offset, is_whole=has_tail)
+    return Contents(size=None)
 
 
 def _check_dynamic(file: ImageFile, header_offset: int, *, is_whole: bool) -> None:

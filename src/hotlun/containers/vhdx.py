@@ -6,6 +6,8 @@ import struct
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from hotlun.containers.file import SECTOR, Contents
+
 if TYPE_CHECKING:
     from hotlun.containers.file import ImageFile
 
@@ -26,8 +28,8 @@ _PARENT_LOCATOR = UUID("a8d35f2d-b30b-454d-abf7-d3d84834ab0c").bytes_le
 _IS_FIXED, _HAS_PARENT = 1, 2
 
 
-def check(file: ImageFile) -> None:
-    """Refuse what is not a whole VHDX that stands on its own.
+def check(file: ImageFile) -> Contents:
+    """Refuse what is not a whole VHDX that stands on its own; tell its size.
 
     Raises:
         BackendError: the file cannot be used as a VHDX.
@@ -62,12 +64,15 @@ def check(file: ImageFile) -> None:
     file.require(offset, length)
     if flags & _IS_FIXED:
         file.require(0, size)
+    # QEMU (7.2) drops what is no whole sector, and opens none with sectors of 4096 bytes.
+    contents = Contents(size - size % SECTOR if sector == SECTOR else None)
     # What a log has yet to replay is not in the block table.
     if any(log) or count > _SCAN:
-        return
+        return contents
     for entry in file.table("Q", "little", offset, count):
         if entry & 7 in _PRESENT and (entry >> 20 << 20) + block > file.size:
             raise file.truncated()
+    return contents
 
 
 def _entries(
