@@ -1,12 +1,13 @@
 """What the host can ask for about a disk: mount it, unmount it, let it go.
 
 Each either happens or leaves things as they were. Undoing what is not there is
-success: the host undoes whatever it does not know to have happened. Mounting at a
-path where something is mounted is refused, also if that is the very same mount.
+success: the host undoes whatever it does not know to have happened. So is mounting
+what is mounted just so; a path where something else is mounted is refused.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 DEVICE_TIMEOUT = 10.0
 """Seconds that a device may take to appear, or to go."""
+
+BUSY_TIMEOUT = 2.0
+"""Seconds that a busy mount may take to become free."""
 
 _log = logging.getLogger("hotlun.agent")
 
@@ -56,12 +60,17 @@ class Disks:
         if not settings.path:
             self._scsi.wait_for(settings.slot, settings.partition, deadline)
             return
-        with self._mounts.claim(settings.path) as path:
-            self._mounts.check_free(path, link=settings.block_device)
+        with self._mounts.claim(settings.path) as place:
             device = self._scsi.wait_for(settings.slot, settings.partition, deadline)
+            digest = hashlib.sha256(repr(settings._replace(timeout=None)).encode()).digest()
+            if not settings.block_device and self._mounts.mounted_as(
+                device, place, settings.options, read_only=settings.read_only, digest=digest
+            ):
+                return
+            self._mounts.check_free(place, link=settings.block_device)
             if settings.block_device:
-                self._mounts.link(device, path)
-                _log.debug("%s: %s is a link to it", device, path)
+                self._mounts.link(device, place)
+                _log.debug("%s: %s is a link to it", device, place)
                 return
             if settings.filesystem:
                 filesystems.check_type(self._kernel, device, settings.filesystem)
@@ -71,9 +80,14 @@ class Disks:
                 )
             filesystem = settings.filesystem or filesystems.detect_mountable(device)
             self._mounts.mount(
-                device, path, filesystem, settings.options, read_only=settings.read_only
+                device,
+                place,
+                filesystem,
+                settings.options,
+                read_only=settings.read_only,
+                digest=digest,
             )
-            _log.debug("%s is mounted at %s as %s", device, path, filesystem)
+            _log.debug("%s is mounted at %s as %s", device, place, filesystem)
 
     def unmount(self, settings: DiskSettings) -> None:
         """Undo `mount`; nothing there is success, and so is a disk that is gone.
@@ -83,13 +97,14 @@ class Disks:
         """
         if not settings.path:
             return
-        with self._mounts.claim(settings.path) as path:
+        with self._mounts.claim(settings.path) as place:
             device = self._scsi.find(settings.slot, settings.partition)
+            devices = [device] if device else []
             if settings.block_device:
-                self._mounts.unlink(device, path)
+                self._mounts.unlink(devices, place)
             else:
-                self._mounts.unmount(device, path)
-            _log.debug("disk %s is not at %s any more", settings.slot, path)
+                self._mounts.unmount(devices, place, deadline=Deadline(BUSY_TIMEOUT))
+            _log.debug("disk %s is not at %s any more", settings.slot, place)
 
     def unplug(self, slot: Slot) -> None:
         """Have the kernel let the disk go; one that is not there is success.

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from hotlun.agent.kernel import Kernel
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
-_ESCAPED = {ord(char): f"\\{ord(char):03o}" for char in " \t\n\\"}
-"""In paths; in sources the kernel escapes `#` too."""
 
 
 class Mount(NamedTuple):
@@ -57,16 +55,35 @@ def read(kernel: Kernel, process: str) -> str:
         return ""
 
 
-def mounts_at(text: str, path: str) -> list[Mount]:
-    """The mounts stacked at a path, the one in sight last.
+def mount_of(kernel: Kernel, descriptor: int) -> str:
+    """The id of the mount that an open file of our own is on.
+
+    Raises:
+        OSError: this kernel does not tell.
+    """
+    info = kernel.read(os.path.join(kernel.proc, "self/fdinfo", str(descriptor)))
+    return info.partition("mnt_id:")[2].split(maxsplit=1)[0]
+
+
+def stack(text: str, top: str, base: str) -> list[Mount]:
+    """The mounts that lie on one another, from the id of the one in sight down.
 
     Args:
-        path: absolute, its symbolic links resolved.
+        base: the id of the one that they all lie on, which is not given.
     """
-    escaped = _escape(path)
-    if f" {escaped} " not in text:
-        return []
-    return [mount for mount in parse(text, f" {escaped} ") if mount.path == path]
+    mounts: list[Mount] = []
+    while top != base:
+        mount = next((mount for mount in parse(text, f"{top} ") if mount.id == top), None)
+        if mount is None or mount in mounts:
+            break
+        mounts.append(mount)
+        top = mount.parent
+    return mounts
+
+
+def mounted_on(text: str, mount: Mount) -> list[Mount]:
+    """The mounts that would go with it if it were detached."""
+    return [other for other in parse(text, f" {mount.id} ") if other.parent == mount.id]
 
 
 def parse(text: str, containing: str = "") -> Iterator[Mount]:
@@ -84,10 +101,6 @@ def parse(text: str, containing: str = "") -> Iterator[Mount]:
                     more[0],
                     _unescape(more[1]),
                 )
-
-
-def _escape(path: str) -> str:
-    return path.translate(_ESCAPED)
 
 
 def _unescape(text: str) -> str:

@@ -1,9 +1,12 @@
-"""Mount options as mount(2) wants them: flag bits, propagations, and data for the filesystem.
+"""Mount options as the kernel wants them: flags, propagations, and data for the filesystem.
 
 mount(8) does this from a table of its own; the words here are those that hcsshim's
 agent takes as flags (and then leaves unused), two that newer kernels have, and
 `defaults`, which says nothing. All other words are the filesystem's; so is `noacl`,
 as filesystems have ACLs without the bit, too, and would pass over its absence.
+
+The flags are mount(2)'s bits, of which fsopen(2) and its kin make two things: words
+about the filesystem, which all its mounts share, and attributes of the mount alone.
 """
 
 from __future__ import annotations
@@ -42,18 +45,34 @@ MS_I_VERSION = 1 << 23
 MS_STRICTATIME = 1 << 24
 MS_LAZYTIME = 1 << 25
 
-PER_MOUNT = (
-    MS_RDONLY
-    | MS_NOSUID
-    | MS_NODEV
-    | MS_NOEXEC
-    | MS_NOSYMFOLLOW
-    | MS_NOATIME
-    | MS_NODIRATIME
-    | MS_RELATIME
-    | MS_STRICTATIME
-)
-"""The flags that a second mount of the same filesystem can have of its own."""
+_ATIME = MS_NOATIME | MS_RELATIME | MS_STRICTATIME
+"""Of these one at most holds: when the time of the last access is kept."""
+
+_ATTRIBUTES = {
+    MS_RDONLY: 0x01,
+    MS_NOSUID: 0x02,
+    MS_NODEV: 0x04,
+    MS_NOEXEC: 0x08,
+    MS_RELATIME: 0,  # the kernel's own choice
+    MS_NOATIME: 0x10,
+    MS_STRICTATIME: 0x20,
+    MS_NODIRATIME: 0x80,
+    MS_NOSYMFOLLOW: 0x200000,
+}
+"""What each mount of a filesystem has of its own, and how fsmount(2) calls it."""
+
+_WORDS = {
+    MS_RDONLY: "ro",
+    MS_SYNCHRONOUS: "sync",
+    MS_DIRSYNC: "dirsync",
+    MS_MANDLOCK: "mand",
+    MS_LAZYTIME: "lazytime",
+}
+"""What all mounts of a filesystem share, and how fsconfig(2) calls it (fs/fs_context.c)."""
+
+_WORDLESS = MS_SILENT | MS_POSIXACL | MS_I_VERSION
+_PARAMETER_MAX = 255
+"""fsconfig(2) takes keys and values of so many bytes."""
 
 _SET = {
     "acl": MS_POSIXACL,
@@ -110,15 +129,44 @@ _NO_RECOVERY = {
 written; the first is what we say (kernel 5.9 and up), the others mean the same."""
 
 _DATA_MAX = 4095
-"""mount(2) copies one page, its last byte a NUL."""
+"""mount(2) copies one page, its last byte a NUL; fsconfig(2) for older filesystems, too."""
 
 
 class MountOptions(NamedTuple):
-    """For mount(2): the flags, the propagations (each a call of its own), the data."""
+    """The flags, the propagations (each a call of its own), the data word by word."""
 
     flags: int
     propagations: tuple[int, ...]
-    data: str
+    data: tuple[str, ...]
+
+    @property
+    def attributes(self) -> int:
+        """Those of the mount, for fsmount(2)."""
+        return sum(value for flag, value in _ATTRIBUTES.items() if self.flags & flag)
+
+    @property
+    def words(self) -> list[str]:
+        """The flags of the filesystem, for fsconfig(2)."""
+        return [word for flag, word in _WORDS.items() if self.flags & flag]
+
+    @property
+    def per_mount(self) -> int:
+        """The flags of the mount, for mount(2)."""
+        return self.flags & sum(_ATTRIBUTES)
+
+    @property
+    def need_mount(self) -> bool:
+        """Whether fsconfig(2) cannot say them, and mount(2) can."""
+        return bool(self.flags & _WORDLESS) or any(
+            len(os.fsencode(part)) > _PARAMETER_MAX
+            for word in self.data
+            for part in word.split("=", 1)
+        )
+
+    @property
+    def joined(self) -> str:
+        """The data for mount(2)."""
+        return ",".join(self.data)
 
 
 def parse(options: Iterable[str], filesystem: str = "", *, read_only: bool = False) -> MountOptions:
@@ -146,6 +194,8 @@ def parse(options: Iterable[str], filesystem: str = "", *, read_only: bool = Fal
                 HResult.INVALID_ARGUMENT,
             )
         elif option in _SET:
+            if _SET[option] & _ATIME:
+                flags &= ~_ATIME
             flags |= _SET[option]
         elif option in _CLEAR:
             flags &= ~_CLEAR[option]
@@ -156,14 +206,22 @@ def parse(options: Iterable[str], filesystem: str = "", *, read_only: bool = Fal
         recovery = _NO_RECOVERY.get(filesystem, ())
         if recovery and not set(recovery) & set(data):
             data.append(recovery[0])
-    joined = ",".join(data)
     try:
-        length = len(os.fsencode(joined))
+        length = len(os.fsencode(",".join(data)))
     except UnicodeEncodeError:
         length = _DATA_MAX + 1
-    if "\0" in joined or length > _DATA_MAX:
+    if length > _DATA_MAX or any("\0" in word for word in data):
         raise RequestError(
             f"the mount options hold a NUL, are longer than {_DATA_MAX} bytes or not text",
             HResult.INVALID_ARGUMENT,
         )
-    return MountOptions(flags, tuple(propagations), joined)
+    parsed = MountOptions(flags, tuple(propagations), tuple(data))
+    # in quotes it may have one: mount(2) leaves those to the security modules
+    divided = next((word for word in data if "," in word and '"' not in word), None)
+    if divided is not None and parsed.need_mount:
+        raise RequestError(
+            f"the mount option {divided[:64]!r} would be two, as other options need mount(2), "
+            "which divides them at commas",
+            HResult.INVALID_ARGUMENT,
+        )
+    return parsed

@@ -1,0 +1,295 @@
+"""The paths that the host speaks of, and the directories on the way there.
+
+A folder above such a path may belong to somebody who wants root to work elsewhere,
+and who swaps it for a symbolic link between two of our steps. So links are resolved
+once, when a path is claimed; after that the way is walked without following any,
+and everything is done by the descriptor of the folder that was reached.
+
+What the agent makes has the mode 01700, from the same system call that makes it. So
+every later agent knows what it may remove, by rmdir(2), which cannot remove more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import stat
+import threading
+from typing import TYPE_CHECKING, TypeVar
+
+from hotlun.agent import mountinfo, syscalls
+from hotlun.agent.errors import RequestError, words
+from hotlun.agent.kernel import check_absent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from hotlun.agent.kernel import Kernel
+    from hotlun.agent.mountinfo import Mount
+
+_T = TypeVar("_T")
+
+_OURS = 0o1700
+_LABEL = "trusted.hotlun"
+"""Of a directory that is mounted on: as what. Only root can read and write those."""
+
+_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_TRIES = 10
+"""To make a directory in one that somebody else removes each time."""
+
+_log = logging.getLogger("hotlun.agent")
+
+
+class Places:
+    """Gives the paths out, each for one request at a time. Safe for many threads."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.lock = threading.Lock()
+        self.claimed: set[str] = set()
+
+    @contextlib.contextmanager
+    def claim(self, path: str) -> Iterator[Place]:
+        """Have the path for one request alone, its directories' links resolved.
+
+        Raises:
+            RequestError: another request is busy with it.
+        """
+        parent, name = os.path.split(path)
+        path = os.path.join(os.path.realpath(parent), name)
+        with self.lock:
+            if path in self.claimed:
+                raise RequestError(f"{path} is being worked on by another request")
+            self.claimed.add(path)
+        place = Place(self, path)
+        try:
+            yield place
+        finally:
+            place.close()
+            with self.lock:
+                self.claimed.remove(path)
+
+
+class Place:
+    """A path that is ours for a while, and as much of the way there as exists."""
+
+    def __init__(self, places: Places, path: str) -> None:
+        self.path = path
+        self._places = places
+        *self._folders, self._name = self._parts = path.split("/")[1:]
+        self._folder = -1
+        """The last of the folders that exists, by a descriptor."""
+        self._depth = 0
+        """How many parts of the path lead to it."""
+
+    def __str__(self) -> str:
+        return self.path
+
+    def close(self) -> None:
+        """Let go of the folder; what is done next starts from the root again."""
+        if self._folder >= 0:
+            os.close(self._folder)
+        self._folder, self._depth = -1, 0
+
+    @property
+    def parent(self) -> int | None:
+        """The folder that it is in, by a descriptor that stays ours; None if there is none."""
+        if self._folder < 0:
+            self._walk()
+        return self._folder if self._depth == len(self._folders) else None
+
+    @property
+    def target(self) -> str:
+        """The path for system calls that take no descriptors, once there is a `parent`."""
+        return f"{syscalls.path_of(self._folder)}/{self._name}"
+
+    def open(self) -> int | None:
+        """The directory there, or what is mounted on it, by a descriptor; None if there is none.
+
+        Raises:
+            NotADirectoryError: something else is there.
+        """
+        parent = self.parent
+        if parent is None:
+            return None
+        try:
+            return os.open(self._name, _FOLDER, dir_fd=parent)
+        except FileNotFoundError:
+            return None
+
+    def stack(self) -> list[Mount] | None:
+        """What is mounted on the directory there, in sight first; None if there is no directory.
+
+        Raises:
+            NotADirectoryError: something else is there.
+        """
+        parent, top = self.parent, self.open()
+        if parent is None or top is None:
+            return None
+        kernel = self._places.kernel
+        try:
+            mounted = mountinfo.mount_of(kernel, top)
+        finally:
+            os.close(top)
+        base = mountinfo.mount_of(kernel, parent)
+        if mounted == base:
+            return []
+        text = mountinfo.read(kernel, os.path.join(kernel.proc, "self"))
+        return mountinfo.stack(text, mounted, base)
+
+    def is_reached(self) -> bool:
+        """Whether the path still leads to where things were done."""
+        return self.parent is not None and (
+            os.readlink(syscalls.path_of(self._folder)) == os.path.dirname(self.path)
+        )
+
+    def make_directory(self) -> int:
+        """The directory there, by a descriptor; it and those above are made if need be.
+
+        Raises:
+            RequestError: one cannot be made, and those that were are removed.
+        """
+
+        def make() -> int:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(self._name, _OURS, dir_fd=self._folder)
+            return os.open(self._name, _FOLDER, dir_fd=self._folder)
+
+        return self._make(make)
+
+    def make_link(self, target: str) -> None:
+        """Make it a symbolic link, and the directories above if need be.
+
+        Raises:
+            RequestError: it cannot be made, and the directories that were are removed.
+        """
+        self._make(lambda: os.symlink(target, self._name, dir_fd=self._folder))
+
+    def link_target(self) -> str | None:
+        """Where the symbolic link there leads; None if there is none."""
+        parent = self.parent
+        if parent is None:
+            return None
+        try:
+            return os.readlink(self._name, dir_fd=parent)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EINVAL):
+                return None
+            raise
+
+    def unlink(self) -> None:
+        """Remove what is there and no directory."""
+        os.unlink(self._name, dir_fd=self._folder)
+
+    def set_label(self, directory: int, label: bytes) -> None:
+        """Note on the directory what is to be mounted on it, where that can be noted."""
+        try:
+            os.setxattr(syscalls.path_of(directory), _LABEL, label)
+        except OSError as error:
+            _log.info("%s cannot be labelled: %s", self.path, words(error))
+
+    def label(self) -> bytes:
+        """What the directory was labelled that something is mounted on; empty if it is not."""
+        parent = self.parent
+        if parent is None:
+            return b""
+        try:
+            below = syscalls.uncovered(parent)
+            try:
+                path = f"{syscalls.path_of(below)}/{self._name}"
+                return os.getxattr(path, _LABEL, follow_symlinks=False)
+            finally:
+                os.close(below)
+        except OSError as error:
+            check_absent(error)
+            return b""
+
+    def clear(self) -> None:
+        """Have the place as it was: no label, and none of the agent's directories that is empty."""
+        with self._places.lock:
+            self._clear()
+
+    def _walk(self) -> None:
+        """Go as far as there are folders."""
+        self.close()
+        self._folder = os.open("/", _FOLDER)
+        try:
+            for part in self._folders:
+                self._enter(part)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            check_absent(error)
+            raise RequestError(f"{self._here} cannot be entered: {words(error)}") from error
+
+    def _enter(self, part: str) -> None:
+        folder = os.open(part, _FOLDER, dir_fd=self._folder)
+        os.close(self._folder)
+        self._folder = folder
+        self._depth += 1
+
+    def _leave(self) -> None:
+        depth = self._depth
+        self._enter("..")
+        self._depth = depth - 1
+
+    def _make(self, last: Callable[[], _T]) -> _T:
+        """Make the folders that are missing, then what is to be in the last of them."""
+        with self._places.lock:
+            for _ in range(_TRIES):
+                try:
+                    if self._folder < 0:
+                        self._walk()
+                    for part in self._folders[self._depth :]:
+                        with contextlib.suppress(FileExistsError):
+                            os.mkdir(part, _OURS, dir_fd=self._folder)
+                        self._enter(part)
+                    return last()
+                except FileNotFoundError as error:  # a folder was removed, after another unmount
+                    failed = f"{self._here} cannot be made: {words(error)}"
+                    self.close()
+                except NotADirectoryError:
+                    failed = f"{self._here} exists already and is no directory"
+                    break
+                except OSError as error:
+                    failed = f"{self._here} cannot be made: {words(error)}"
+                    break
+            self._clear()
+        raise RequestError(failed)
+
+    def _clear(self) -> None:
+        if self._folder < 0:
+            self._walk()
+        while self._remove() and self._depth:
+            self._leave()
+
+    def _remove(self) -> bool:
+        """Whether what the path has next is not there, or not any more."""
+        name, is_all = self._parts[self._depth], self._depth == len(self._folders)
+        if not is_all and self._here in self._places.claimed:
+            return False
+        try:
+            status = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
+            if _is_ours(status):
+                os.rmdir(name, dir_fd=self._folder)
+                return True
+            if is_all and stat.S_ISDIR(status.st_mode):
+                os.removexattr(self.target, _LABEL, follow_symlinks=False)
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            _log.debug("%s stays as it is: %s", self._here, words(error))
+        return False
+
+    @property
+    def _here(self) -> str:
+        """The first part of the path behind the folder that was reached."""
+        return "/" + "/".join(self._parts[: self._depth + 1])
+
+
+def _is_ours(status: os.stat_result) -> bool:
+    """Whether the agent made this directory; below some folders it got their group, too."""
+    mode = status.st_mode & ~stat.S_ISGID
+    return mode == stat.S_IFDIR | _OURS and status.st_uid == 0
