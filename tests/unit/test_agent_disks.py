@@ -9,20 +9,20 @@ import shutil
 import struct
 import subprocess
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.guest import FakeGuest, image_of, loop_disk
+from support.mounted import mounted_at, mounts, options_at, unmount_all
 
-from hotlun.agent import mountinfo, options, superblocks, syscalls
+from hotlun.agent import options, superblocks, syscalls
 from hotlun.agent.errors import RequestError
-from hotlun.agent.kernel import Kernel
 from hotlun.agent.settings import DiskSettings
 from hotlun.bridge.messages import Fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = [
     pytest.mark.root,
@@ -36,8 +36,7 @@ EXT4 = ("mkfs.ext4", "-F", "-q")
 def guest(tmp_path: Path) -> Iterator[FakeGuest]:
     guest = FakeGuest(tmp_path / "guest", real_devices=True)
     yield guest
-    while inside := [mount for mount in mounts() if mount.path.startswith(f"{tmp_path}/")]:
-        syscalls.unmount(inside[-1].path)
+    unmount_all(tmp_path)
     guest.close()
 
 
@@ -56,26 +55,6 @@ def blank(guest: FakeGuest, tmp_path: Path) -> Iterator[str]:
     with loop_disk(guest, 2, image_of(tmp_path / "blank.img", 16)) as node:
         yield node
         unmount_all(tmp_path)
-
-
-def unmount_all(below: Path) -> None:
-    while inside := [mount for mount in mounts() if mount.path.startswith(f"{below}/")]:
-        syscalls.unmount(inside[-1].path)
-
-
-def mounts() -> list[mountinfo.Mount]:
-    return list(mountinfo.parse(mountinfo.read(Kernel(), "/proc/self")))
-
-
-def mounted_at(path: Path) -> list[tuple[str, str]]:
-    return [(mount.filesystem, mount.source) for mount in mounts() if mount.path == str(path)]
-
-
-def options_at(path: Path) -> set[str]:
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    line = next(line for line in lines if f" {path} " in line)
-    before, _, after = line.partition(" - ")
-    return {*before.split()[5].split(","), *before.split()[6:], *after.split()[2].split(",")}
 
 
 def settings(path: Path | str, lun: int = 1, *, adding: bool = True, **more: Any) -> DiskSettings:

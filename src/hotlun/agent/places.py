@@ -36,6 +36,7 @@ _LABEL = "trusted.hotlun"
 """Of a directory that is mounted on: as what. Only root can read and write those."""
 
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_ABSENT = (errno.ENOENT, errno.ENAMETOOLONG)
 _TRIES = 10
 """To make a directory in one that somebody else removes each time."""
 
@@ -116,8 +117,10 @@ class Place:
             return None
         try:
             return os.open(self._name, _FOLDER, dir_fd=parent)
-        except FileNotFoundError:
-            return None
+        except OSError as error:
+            if error.errno in _ABSENT:
+                return None
+            raise
 
     def stack(self) -> list[Mount] | None:
         """What is mounted on the directory there, in sight first; None if there is no directory.
@@ -175,7 +178,7 @@ class Place:
         try:
             return os.readlink(self._name, dir_fd=parent)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.EINVAL):
+            if error.errno in (*_ABSENT, errno.EINVAL):
                 return None
             raise
 
@@ -218,9 +221,9 @@ class Place:
         try:
             for part in self._folders:
                 self._enter(part)
-        except (FileNotFoundError, NotADirectoryError):
-            return
         except OSError as error:
+            if error.errno in (*_ABSENT, errno.ENOTDIR):
+                return
             check_absent(error)
             raise RequestError(f"{self._here} cannot be entered: {words(error)}") from error
 
@@ -277,9 +280,9 @@ class Place:
                 return True
             if is_all and stat.S_ISDIR(status.st_mode):
                 os.removexattr(self.target, _LABEL, follow_symlinks=False)
-        except FileNotFoundError:
-            return True
         except OSError as error:
+            if error.errno in _ABSENT:
+                return True
             _log.debug("%s stays as it is: %s", self._here, words(error))
         return False
 
