@@ -56,10 +56,13 @@ class Places:
         """Have the path for one request alone, its directories' links resolved.
 
         Raises:
-            RequestError: another request is busy with it.
+            RequestError: another request is busy with it, or somebody changes where it leads.
         """
         parent, name = os.path.split(path)
-        path = os.path.join(os.path.realpath(parent), name)
+        try:
+            path = os.path.join(os.path.realpath(parent), name)
+        except OSError as error:  # a link that was there and is not any more
+            raise RequestError(f"where {path} leads is not known: {words(error)}") from error
         with self.lock:
             if path in self.claimed:
                 raise RequestError(f"{path} is being worked on by another request")
