@@ -41,8 +41,10 @@ class FakeGuest:
             proc="/proc" if real_devices else str(root / "proc"),
             dev="/dev" if real_devices else str(root / "dev"),
         )
-        for name in ("sys/bus/scsi/devices", "proc", "dev"):
+        for name in ("sys/bus/scsi/devices", f"sys/class/scsi_host/host{HOST}", "proc", "dev"):
             (root / name).mkdir(parents=True)
+        self.scan = self.sys / f"class/scsi_host/host{HOST}/scan"
+        self.scan.touch()
         self.add_virtio_controller("0000:00:03.0", 0, HOST)
         self._events, heard = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._heard = heard
@@ -75,13 +77,26 @@ class FakeGuest:
         return self.sys / f"devices/pci0000:00/0000:00:03.0/virtio0/host{HOST}" / self.address(lun)
 
     def add_disk(
-        self, lun: int, name: str, number: str, partitions: dict[str, str] | None = None
+        self,
+        lun: int,
+        name: str,
+        number: str,
+        partitions: dict[str, str] | None = None,
+        *,
+        serial: str | None = None,
+        sectors: int = 0,
     ) -> Path:
         """A disk in sysfs, with partitions given as name: number; its block directory."""
-        block = self.sysfs(lun) / "block" / name
+        device = self.sysfs(lun)
+        block = device / "block" / name
         block.mkdir(parents=True)
         (block / "ro").write_text("0\n")
-        (self.sysfs(lun) / "delete").write_text("")
+        (block / "size").write_text(f"{sectors}\n")
+        for order in ("delete", "rescan"):
+            (device / order).write_text("")
+        if serial is not None:
+            page = b"\0\x80" + len(serial).to_bytes(2, "big") + serial.encode()
+            (device / "vpd_pg80").write_bytes(page)
         for part, part_number in (partitions or {}).items():
             self.add_partition(block, part, part_number)
         link = self.sys / "bus/scsi/devices" / self.address(lun)
@@ -92,7 +107,8 @@ class FakeGuest:
 
     def add_partition(self, block: Path, name: str, number: str) -> None:
         (block / name).mkdir()
-        (block / name / "partition").write_text("1\n")
+        number_of_it = name[len(name.rstrip("0123456789")) :]
+        (block / name / "partition").write_text(f"{number_of_it}\n")
         (block / name / "ro").write_text("0\n")
         (block / name / "dev").write_text(f"{number}\n")
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
+import subprocess
 import threading
 import time
 from typing import TYPE_CHECKING
 
 import pytest
-from support.guest import DEADLINE, FakeGuest
+from support.guest import DEADLINE, FakeGuest, image_of
 
 from hotlun.agent.errors import AbandonedError, RequestError
 from hotlun.agent.settings import Slot
 from hotlun.agent.uevents import Deadline, Uevents
+from hotlun.agent.vpd import Identity
 from hotlun.bridge.messages import HResult
 
 if TYPE_CHECKING:
@@ -41,6 +44,26 @@ def make_node(guest: FakeGuest, name: str, number: str) -> None:
     os.mknod(os.path.join(guest.kernel.dev, name), 0o60600, os.makedev(major, minor))
 
 
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[str]:
+    """The number of a block device that only the test uses, so that it can be claimed."""
+    command = ["losetup", "--find", "--show", str(image_of(tmp_path / "loop.raw", 1))]
+    node = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    number = os.stat(node).st_rdev
+    yield f"{os.major(number)}:{os.minor(number)}"
+    subprocess.run(["losetup", "--detach", node], check=True)
+
+
+@contextlib.contextmanager
+def claiming(guest: FakeGuest, name: str) -> Iterator[None]:
+    """Hold a disk as the kernel does for a mount."""
+    claim = os.open(os.path.join(guest.kernel.dev, name), os.O_RDONLY | os.O_EXCL)
+    try:
+        yield
+    finally:
+        os.close(claim)
+
+
 class Waiter(threading.Thread):
     """`wait_for` in a thread of its own, so that the test can make happen what it waits for."""
 
@@ -50,6 +73,7 @@ class Waiter(threading.Thread):
         partition: int = 0,
         seconds: float = DEADLINE,
         wanted: Callable[[], bool] = lambda: True,
+        identity: Identity | None = None,
     ) -> None:
         super().__init__(daemon=True)
         self.found: BlockDevice | None = None
@@ -57,11 +81,14 @@ class Waiter(threading.Thread):
         self._guest = guest
         self._partition = partition
         self._deadline = Deadline(seconds, wanted)
+        self._identity = identity
         self.start()
 
     def run(self) -> None:
         try:
-            self.found = self._guest.scsi.wait_for(SLOT, self._partition, self._deadline)
+            self.found = self._guest.scsi.wait_for(
+                SLOT, self._partition, self._deadline, self._identity
+            )
         except RequestError as error:
             self.error = error
 
@@ -146,36 +173,38 @@ def test_partitions_are_named_by_the_kernels_rule(
 
 
 @pytest.mark.root
-def test_a_partition_may_come_after_its_disk(guest: FakeGuest) -> None:
-    """The disk is there while the kernel still reads its table."""
-    block = guest.add_disk(1, "sda", DISK)
+def test_a_partition_is_known_by_its_number_not_its_name(guest: FakeGuest) -> None:
+    """`sda1` may be anything; what the kernel says it is counts."""
+    block = guest.add_disk(1, "sda", DISK, {"sda1": PART, "sda11": "7:11"})
+    (block / "sda11/partition").write_text("1\n")
+    (block / "sda1/partition").write_text("11\n")
     make_node(guest, "sda", DISK)
-    waiter = Waiter(guest, 1)
     make_node(guest, "sda1", PART)
-    guest.add_partition(block, "sda1", PART)
-    guest.announce(block)
-    assert waiter.result().name == "sda1"
+    assert Waiter(guest, 11).result().name == "sda1"
 
 
 @pytest.mark.root
-def test_a_partition_that_is_not_there_is_told_when_the_table_is_read(guest: FakeGuest) -> None:
-    """The kernel announces a disk when its partitions are there: no need to wait longer."""
-    block = guest.add_disk(1, "sda", DISK, {"sda1": PART})
-    make_node(guest, "sda", DISK)
-    waiter = Waiter(guest, 7, seconds=600)
-    guest.announce(block)
-    with pytest.raises(RequestError, match=r"no partition 7; it has sda1") as caught:
-        waiter.result()
+def test_a_partition_that_is_not_there_is_told_at_once(guest: FakeGuest, loop: str) -> None:
+    """The kernel has read the table again by then: there is nothing to wait for."""
+    guest.add_disk(1, "sda", loop, {"sda1": PART})
+    make_node(guest, "sda", loop)
+    with pytest.raises(RequestError, match=r"no partition 7; it has sda1$") as caught:
+        Waiter(guest, 7, seconds=600).result()
     assert caught.value.code == HResult.NOT_FOUND
 
 
 @pytest.mark.root
-def test_a_missing_partition_of_an_old_disk_is_told_soon(guest: FakeGuest) -> None:
-    """It was announced before anybody listened, so only a short grace is waited."""
-    guest.add_disk(1, "sda", DISK)
-    make_node(guest, "sda", DISK)
-    with pytest.raises(RequestError, match="no partition 1; it has none"):
-        Waiter(guest, 1, seconds=600).result()
+def test_the_table_of_a_disk_in_use_is_not_read_again(guest: FakeGuest, loop: str) -> None:
+    """So what is on the disk may be another one, and the words say why that is not known."""
+    block = guest.add_disk(1, "sda", loop)
+    make_node(guest, "sda", loop)
+    (block / "holders/md0").mkdir(parents=True)
+    with claiming(guest, "sda"), pytest.raises(RequestError) as caught:
+        Waiter(guest, 7, seconds=600).result()
+    assert str(caught.value) == (
+        "disk 0:1 (sda) has no partition 7; it has none; the table on the disk may say more, "
+        "but cannot be read again now: in use, sda is part of md0"
+    )
 
 
 class LossyEvents(socket.socket):
@@ -188,19 +217,33 @@ class LossyEvents(socket.socket):
         return data
 
 
-def test_what_was_announced_is_forgotten_when_events_are_lost() -> None:
-    """A removal may be among them, and the next disk at that place be another."""
+def test_who_waits_looks_when_events_were_lost() -> None:
+    """What it waits for may be among them."""
     kernel, heard = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with kernel, LossyEvents(fileno=heard.detach()) as lossy:
         uevents = Uevents(lossy)
-        path = "/devices/2:0:0:1/block/sda"
-        kernel.send(f"add@{path}\0".encode())
-        soon = Deadline(DEADLINE)
-        assert uevents.wait_until(lambda: uevents.was_announced(path) or None, "2:0:0:1", soon)
-        kernel.send(b"lost")
-        gone = uevents.wait_until(lambda: not uevents.was_announced(path) or None, "x", soon)
-        assert gone
+        looks: list[bool] = []
+
+        def look() -> bool | None:
+            looks.append(True)
+            if len(looks) == 1:
+                kernel.send(b"lost")
+            return None if len(looks) == 1 else True
+
+        assert uevents.wait_until(look, "x", Deadline(DEADLINE), look_again=DEADLINE)
         kernel.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_part_of_a_deadline_is_over_no_later_than_all_of_it() -> None:
+    """And it ends, too, when nobody waits any more."""
+    wanted = [True]
+    deadline = Deadline(600, lambda: wanted[0])
+    part = deadline.within(1)
+    assert 0 < part.remaining() <= 1
+    assert Deadline(1).within(600).remaining() <= 1
+    wanted[0] = False
+    with pytest.raises(AbandonedError):
+        part.remaining()
 
 
 def test_unplugging_what_is_not_there_is_success(guest: FakeGuest) -> None:
@@ -289,3 +332,186 @@ def test_a_disk_swapped_to_stays(guest: FakeGuest) -> None:
     (guest.root / "proc/swaps").write_text(swaps)
     with pytest.raises(RequestError, match="sda is used as swap"):
         guest.scsi.unplug(SLOT, Deadline(DEADLINE))
+
+
+@pytest.mark.root
+def test_a_disk_that_becomes_free_soon_is_unplugged(guest: FakeGuest, loop: str) -> None:
+    """What was unmounted a moment ago may not have let go yet."""
+    guest.add_disk(1, "sda", loop)
+    make_node(guest, "sda", loop)
+    with claiming(guest, "sda"):
+        unplug = threading.Thread(target=guest.scsi.unplug, args=(SLOT, Deadline(DEADLINE)))
+        unplug.start()
+        time.sleep(0.2)
+        assert (guest.sysfs(1) / "delete").read_text() == ""
+    wait_for_order(guest.sysfs(1) / "delete")
+    guest.remove_disk(1)
+    unplug.join()
+
+
+@pytest.mark.root
+def test_a_disk_under_a_loop_device_stays(guest: FakeGuest, loop: str) -> None:
+    """Which does not hold it exclusively, and may be mounted."""
+    guest.add_disk(1, "sda", loop)
+    make_node(guest, "sda", loop)
+    over = guest.sys / "class/block/loop5/loop"
+    over.mkdir(parents=True)
+    (over / "backing_file").write_text(f"{guest.kernel.dev}/sda\n")
+    with pytest.raises(RequestError, match="in use: sda is part of loop5"):
+        guest.scsi.unplug(SLOT, Deadline(0.2))
+
+
+@pytest.mark.root
+def test_a_holder_that_nobody_knows_is_one_nevertheless(guest: FakeGuest, loop: str) -> None:
+    """The kernel's refusal counts, not our search."""
+    guest.add_disk(1, "sda", loop)
+    make_node(guest, "sda", loop)
+    with claiming(guest, "sda"), pytest.raises(RequestError, match="in use: something in the"):
+        guest.scsi.unplug(SLOT, Deadline(0.2))
+
+
+def wait_for_order(path: Path) -> str:
+    """What is written to an attribute."""
+    end = time.monotonic() + DEADLINE
+    while not (order := path.read_text()) and time.monotonic() < end:
+        time.sleep(0.01)
+    return order
+
+
+def nothing_was_ordered(guest: FakeGuest) -> bool:
+    orders = (guest.sysfs(1) / "delete", guest.sysfs(1) / "rescan", guest.scan)
+    return all(path.read_text() == "" for path in orders)
+
+
+MEANT = Identity("new", 4 * 512)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("meant", [MEANT, Identity("new"), Identity(size=4 * 512), Identity()])
+def test_a_disk_is_proved_by_what_the_host_says_of_it(
+    guest: FakeGuest, loop: str, meant: Identity
+) -> None:
+    """Its serial and size, as far as the host is sure of them."""
+    guest.add_disk(1, "sda", loop, serial="new", sectors=4)
+    make_node(guest, "sda", loop)
+    assert Waiter(guest, identity=meant).result().name == "sda"
+    assert nothing_was_ordered(guest)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("meant", [MEANT, Identity(size=4 * 512)])
+def test_a_stale_device_is_let_go_and_the_disk_found(
+    guest: FakeGuest, loop: str, meant: Identity
+) -> None:
+    """The kernel missed that another disk came to the address."""
+    guest.add_disk(1, "sda", loop, serial="old", sectors=2)
+    make_node(guest, "sda", loop)
+    waiter = Waiter(guest, identity=meant)
+    assert wait_for_order(guest.sysfs(1) / "delete") == "1\n"
+    guest.remove_disk(1)
+    assert wait_for_order(guest.scan) == "0 0 1\n"
+    make_node(guest, "sdb", DISK)
+    guest.add_disk(1, "sdb", DISK, serial="new", sectors=4)
+    assert waiter.result().name == "sdb"
+
+
+@pytest.mark.root
+def test_a_disk_that_is_another_is_refused_and_both_are_named(guest: FakeGuest, loop: str) -> None:
+    """Its device was asked anew: that is not stale, it is wrong."""
+    guest.add_disk(1, "sda", loop, serial="old", sectors=2)
+    make_node(guest, "sda", loop)
+    waiter = Waiter(guest, identity=MEANT)
+    wait_for_order(guest.sysfs(1) / "delete")
+    guest.remove_disk(1)
+    make_node(guest, "sdb", DISK)
+    guest.add_disk(1, "sdb", DISK, serial="old", sectors=2)
+    with pytest.raises(RequestError) as caught:
+        waiter.result()
+    assert str(caught.value) == (
+        "disk 0:1 (sdb) is not the disk that is meant: its serial is 'old', not 'new' and "
+        "its size is 1,024 bytes, not 2,048; nothing was done to it"
+    )
+    assert caught.value.code == HResult.INVALID_STATE
+
+
+@pytest.mark.root
+def test_a_stale_device_whose_disk_never_shows_is_told_of(guest: FakeGuest, loop: str) -> None:
+    """Two things were wrong, and both are said."""
+    guest.add_disk(1, "sda", loop, serial="old", sectors=4)
+    make_node(guest, "sda", loop)
+    waiter = Waiter(guest, identity=MEANT, seconds=0.5)
+    wait_for_order(guest.sysfs(1) / "delete")
+    guest.remove_disk(1)
+    with pytest.raises(RequestError, match=r"no disk at .*'old', not 'new'") as caught:
+        waiter.result()
+    assert caught.value.code == HResult.INVALID_STATE
+
+
+@pytest.mark.root
+def test_a_stale_device_in_use_is_left_alone(guest: FakeGuest, loop: str) -> None:
+    """At once, with the words on what differs and who uses it."""
+    block = guest.add_disk(1, "sda", loop, serial="old", sectors=4)
+    make_node(guest, "sda", loop)
+    (block / "holders/dm-0").mkdir(parents=True)
+    with claiming(guest, "sda"), pytest.raises(RequestError) as caught:
+        Waiter(guest, identity=MEANT, seconds=600).result()
+    assert str(caught.value) == (
+        "disk 0:1 (sda) is not the disk that is meant: its serial is 'old', not 'new'; to look "
+        "for that, it has to be let go, and it is in use: sda is part of dm-0"
+    )
+    assert caught.value.code == HResult.INVALID_STATE
+    assert nothing_was_ordered(guest)
+
+
+@pytest.mark.root
+def test_a_stale_device_that_a_process_has_open_is_left_alone(guest: FakeGuest, loop: str) -> None:
+    """What it wrote and is not on the disk yet would be written to the new one."""
+    guest.add_disk(1, "sda", loop, serial="old", sectors=4)
+    make_node(guest, "sda", loop)
+    add_process(guest, "77", "mnt:[1]", "")
+    (guest.root / "proc/77/fd").mkdir()
+    (guest.root / "proc/77/fd/3").symlink_to(f"{guest.kernel.dev}/sda")
+    with pytest.raises(RequestError, match=r"process 77 \(sleeper\) has .*/sda open"):
+        Waiter(guest, identity=MEANT, seconds=600).result()
+    assert nothing_was_ordered(guest)
+
+
+@pytest.mark.root
+def test_a_disk_without_a_serial_is_no_proof(guest: FakeGuest, loop: str) -> None:
+    """Asked again it may tell; if it does not, it is refused."""
+    guest.add_disk(1, "sda", loop, serial="", sectors=4)
+    make_node(guest, "sda", loop)
+    waiter = Waiter(guest, identity=MEANT)
+    wait_for_order(guest.sysfs(1) / "delete")
+    guest.remove_disk(1)
+    make_node(guest, "sdb", DISK)
+    guest.add_disk(1, "sdb", DISK)
+    with pytest.raises(RequestError, match="serial is not known to this guest's kernel, not 'new'"):
+        waiter.result()
+
+
+@pytest.mark.root
+def test_a_disk_that_has_grown_is_asked_for_its_size_again(guest: FakeGuest, loop: str) -> None:
+    """The kernel keeps the size, too, as it was when it found the disk."""
+    block = guest.add_disk(1, "sda", loop, serial="new", sectors=2)
+    make_node(guest, "sda", loop)
+    rescan = guest.sysfs(1) / "rescan"
+    rescan.unlink()
+    os.mkfifo(rescan)  # whose writer waits for its reader, as that of an attribute
+    waiter = Waiter(guest, identity=MEANT)
+    with rescan.open() as order:
+        (block / "size").write_text("4\n")
+        assert order.read() == "1\n"
+    assert waiter.result().name == "sda"
+
+
+@pytest.mark.root
+def test_the_name_of_a_disk_that_is_held_is_given_to_no_other(guest: FakeGuest, loop: str) -> None:
+    """Which is so while the disk is open."""
+    guest.add_disk(1, "sda", loop)
+    make_node(guest, "sda", loop)
+    before = len(os.listdir("/proc/self/fd"))
+    with guest.scsi.hold(SLOT, 0, Deadline(DEADLINE)) as device:
+        assert device.name == "sda"
+        assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert len(os.listdir("/proc/self/fd")) == before

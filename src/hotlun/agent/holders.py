@@ -1,20 +1,34 @@
-"""Who uses a disk, or keeps a mount busy: found out so that a refusal can name them."""
+"""Who uses a disk, or keeps a mount busy: found out so that a refusal can name them.
+
+A refusal is awaited, and processes can be many: those that cannot be looked at in
+a short time are not.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import stat
+import time
 from typing import TYPE_CHECKING
 
-from hotlun.agent import mountinfo
+from hotlun.agent import mountinfo, partitions
+from hotlun.agent.kernel import check_absent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from hotlun.agent.kernel import Kernel
     from hotlun.agent.mountinfo import Mount
 
 _ENOUGH = 5
 """How many to name."""
+
+_PATIENCE = 1.0
+"""Seconds to look at processes."""
+
+_MAPPING = re.compile(r"^\S+ \S+ \S+ ([0-9a-f]+):([0-9a-f]+) \d+ +(/.*)$", re.MULTILINE)
+"""A line of /proc/<pid>/maps (proc(5)): a device, in hexadecimal, and a file on it."""
 
 
 def users(kernel: Kernel, disk: str) -> list[str]:
@@ -23,21 +37,35 @@ def users(kernel: Kernel, disk: str) -> list[str]:
     Args:
         disk: its directory in sysfs.
     """
-    parts = [disk, *(os.path.join(disk, name) for name in partitions(kernel, disk))]
+    parts = _parts(kernel, disk)
     found = [user for part in parts for user in _stacked(kernel, part)]
-    found += _mounts(kernel, parts)
-    more = len(found) - _ENOUGH
-    return [*found[:_ENOUGH], f"and {more} more"] if more > 0 else found
+    return _named([*found, *loops(kernel, disk), *_mounts(kernel, parts), *openers(kernel, disk)])
 
 
-def partitions(kernel: Kernel, disk: str) -> list[str]:
-    """The names of a disk's partitions, which the kernel shows as directories in its own."""
+def loops(kernel: Kernel, disk: str) -> list[str]:
+    """The loop devices on a disk or its partitions, in words."""
+    nodes = [os.path.join(kernel.dev, os.path.basename(part)) for part in _parts(kernel, disk)]
     return [
-        name
-        for name in kernel.names(disk)
-        if name.startswith(os.path.basename(disk))
-        and os.path.exists(os.path.join(disk, name, "partition"))
+        f"{os.path.basename(file)} is part of {loop}"
+        for loop, file in _loops(kernel)
+        if file in nodes
     ]
+
+
+def openers(kernel: Kernel, disk: str) -> list[str]:
+    """The processes, less our own, that have a disk's or a partition's node open, in words."""
+    numbers = {_number(kernel, part) for part in _parts(kernel, disk)} - {""}
+
+    def look(process: str) -> Iterator[str]:
+        if os.path.basename(process) == str(os.getpid()):
+            return
+        for descriptor, path in _descriptors(kernel, process):
+            in_dev = path.startswith(kernel.dev + "/")  # a container's, too
+            if in_dev and _number_of_node(descriptor) in numbers:
+                yield f"process {kernel.command(process)} has {path} open"
+                return
+
+    return _at_processes(kernel, look)
 
 
 def keeping_busy(kernel: Kernel, mount: Mount, text: str) -> list[str]:
@@ -51,17 +79,31 @@ def keeping_busy(kernel: Kernel, mount: Mount, text: str) -> list[str]:
         for other in mountinfo.parse(text)
         if other.parent == mount.id and other.path != mount.path
     ]
-    for process in kernel.processes()[1:]:
-        if len(found) >= _ENOUGH:
-            break
-        use = _use(kernel, process, mount)
+    found += [f"{loop} is made of {file}" for loop, file in _loops(kernel) if _is_on(mount, file)]
+    found += [f"{file} is used as swap" for file in _swaps(kernel) if _is_on(mount, file)]
+    namespace = _namespace(os.path.join(kernel.proc, "self"))
+
+    def look(process: str) -> Iterator[str]:
+        use = _use(kernel, process, mount, ours=_namespace(process) == namespace)
         if use:
-            found.append(f"{use} of process {kernel.command(process)}")
-    return found
+            word, path = use
+            yield f"{word} of process {kernel.command(process)}: {path}"
+
+    return _named([*found, *_at_processes(kernel, look)])
+
+
+def _named(found: list[str]) -> list[str]:
+    more = len(found) - _ENOUGH
+    return [*found[:_ENOUGH], f"and {more} more"] if more > 0 else found
+
+
+def _parts(kernel: Kernel, disk: str) -> list[str]:
+    """A disk's directory in sysfs, and those of its partitions."""
+    return [disk, *(os.path.join(disk, name) for name in partitions.names(kernel, disk))]
 
 
 def _stacked(kernel: Kernel, device: str) -> Iterator[str]:
-    """Devices made of this one, btrfs, swap."""
+    """Devices made of this one (dm, LVM, RAID), btrfs, swap."""
     name = os.path.basename(device)
     for holder in kernel.names(os.path.join(device, "holders")):
         yield f"{name} is part of {holder}{_device_mapper_name(kernel, holder)}"
@@ -69,12 +111,29 @@ def _stacked(kernel: Kernel, device: str) -> Iterator[str]:
     for filesystem in kernel.names(btrfs):
         if os.path.exists(os.path.join(btrfs, filesystem, "devices", name)):
             yield f"{name} is part of the mounted btrfs {filesystem}"
-    try:
-        swaps = kernel.read(os.path.join(kernel.proc, "swaps"))
-    except OSError:  # a kernel without swap
-        return
-    if any(line.split()[:1] == [os.path.join(kernel.dev, name)] for line in swaps.splitlines()):
+    if os.path.join(kernel.dev, name) in _swaps(kernel):
         yield f"{name} is used as swap"
+
+
+def _swaps(kernel: Kernel) -> list[str]:
+    """The devices and files that memory is swapped to."""
+    try:
+        text = kernel.read(os.path.join(kernel.proc, "swaps"))
+    except OSError as error:  # a kernel without swap
+        check_absent(error)
+        return []
+    return [line.split()[0] for line in text.splitlines()[1:] if line]
+
+
+def _loops(kernel: Kernel) -> Iterator[tuple[str, str]]:
+    """The loop devices in use, each with the path of its file."""
+    block = os.path.join(kernel.sys, "class/block")
+    for name in kernel.names(block):
+        if name.startswith("loop"):
+            try:
+                yield name, kernel.read(os.path.join(block, name, "loop/backing_file"))
+            except OSError as error:  # a partition, or not in use
+                check_absent(error)
 
 
 def _device_mapper_name(kernel: Kernel, holder: str) -> str:
@@ -86,22 +145,14 @@ def _device_mapper_name(kernel: Kernel, holder: str) -> str:
 
 def _mounts(kernel: Kernel, devices: list[str]) -> list[str]:
     """Mounts of the devices in every mount namespace, each namespace read once."""
-    numbers = {}
-    for device in devices:
-        try:
-            numbers[kernel.read(os.path.join(device, "dev"))] = os.path.basename(device)
-        except OSError:
-            continue
+    numbers = {_number(kernel, device): os.path.basename(device) for device in devices}
     nodes = {os.path.join(kernel.dev, name): name for name in numbers.values()}
-    found: list[str] = []
     seen: set[str] = set()
-    for process in kernel.processes():
-        try:
-            namespace = os.readlink(os.path.join(process, "ns/mnt"))
-        except OSError:
-            continue
-        if namespace in seen:
-            continue
+
+    def look(process: str) -> Iterator[str]:
+        namespace = _namespace(process)
+        if not namespace or namespace in seen:
+            return
         where = f" for process {kernel.command(process)}" if seen else ""
         seen.add(namespace)
         for mount in mountinfo.parse(mountinfo.read(kernel, process)):
@@ -109,25 +160,111 @@ def _mounts(kernel: Kernel, devices: list[str]) -> list[str]:
             if name is None and mount.number.startswith("0:"):
                 name = nodes.get(mount.source)
             if name is not None:
-                found.append(f"{name} is mounted at {mount.path}{where}")
+                yield f"{name} is mounted at {mount.path}{where}"
+
+    return _at_processes(kernel, look, ours_first=True)
+
+
+def _at_processes(
+    kernel: Kernel, look: Callable[[str], Iterable[str]], *, ours_first: bool = False
+) -> list[str]:
+    """What there is to say of each process; if there is anything, also that time ran out.
+
+    Args:
+        look: is given a process's directory.
+        ours_first: begin with our own, as `self`.
+    """
+    end = time.monotonic() + _PATIENCE
+    found: list[str] = []
+    for process in kernel.processes()[0 if ours_first else 1 :]:
+        if time.monotonic() > end:
+            return [*found, "maybe more, as not every process was looked at"] if found else []
+        found += look(process)
     return found
 
 
-def _use(kernel: Kernel, process: str, mount: Mount) -> str:
-    """How a process uses a mount: an open file, its directory, its program; or not at all."""
-    descriptors = os.path.join(process, "fdinfo")
-    for descriptor in kernel.names(descriptors):
-        try:
-            info = kernel.read(os.path.join(descriptors, descriptor))
-        except OSError:
-            continue
-        if f"mnt_id:\t{mount.id}" in info.splitlines():
-            return "an open file"
-    for link, word in (("cwd", "the directory"), ("root", "the root"), ("exe", "the program")):
-        try:
-            path = os.readlink(os.path.join(process, link))
-        except OSError:
-            continue
-        if path == mount.path or path.startswith(mount.path + "/"):
-            return word
-    return ""
+def _use(kernel: Kernel, process: str, mount: Mount, *, ours: bool) -> tuple[str, str] | None:
+    """How a process uses a mount, and which file of it; None if it does not.
+
+    Args:
+        ours: whether the process is in our mount namespace. In another one it can have
+            files of this one open, but its directories went there with it.
+    """
+    for descriptor, path in _descriptors(kernel, process):
+        if _is_on(mount, path) and _mount_of(kernel, descriptor) == mount.id:
+            return "an open file", path
+    links = [("exe", "the program")]
+    if ours:
+        links += [("cwd", "the directory"), ("root", "the root")]
+    for link, word in links:
+        path = _link(os.path.join(process, link))
+        if _is_on(mount, path):
+            return word, path
+    try:
+        maps = kernel.read(os.path.join(process, "maps"))
+    except OSError as error:
+        check_absent(error)
+        return None
+    for major, minor, path in _MAPPING.findall(maps):
+        number = f"{int(major, 16)}:{int(minor, 16)}"
+        # btrfs has numbers of its own, for its mounts and for its files.
+        if _is_on(mount, path) and (number == mount.number or number.startswith("0:")):
+            return "a mapped file", path
+    return None
+
+
+def _is_on(mount: Mount, path: str) -> bool:
+    return path == mount.path or path.startswith(mount.path + "/")
+
+
+def _descriptors(kernel: Kernel, process: str) -> Iterator[tuple[str, str]]:
+    """A process's open files: the link in /proc, and where it leads."""
+    directory = os.path.join(process, "fd")
+    for descriptor in kernel.names(directory):
+        link = os.path.join(directory, descriptor)
+        yield link, _link(link)
+
+
+def _link(path: str) -> str:
+    """Where a link of a process leads; `""` if the process is gone, or a thread of the kernel."""
+    try:
+        return os.readlink(path)
+    except OSError as error:
+        check_absent(error)
+        return ""
+
+
+def _namespace(process: str) -> str:
+    return _link(os.path.join(process, "ns/mnt"))
+
+
+def _mount_of(kernel: Kernel, descriptor: str) -> str:
+    """The mount that an open file was opened through, by its number."""
+    process, number = os.path.dirname(os.path.dirname(descriptor)), os.path.basename(descriptor)
+    try:
+        info = kernel.read(os.path.join(process, "fdinfo", number))
+    except OSError as error:
+        check_absent(error)
+        return ""
+    return next((line.split()[1] for line in info.splitlines() if line.startswith("mnt_id:\t")), "")
+
+
+def _number(kernel: Kernel, device: str) -> str:
+    """`8:1`, of a directory in sysfs; `""` if it is gone."""
+    try:
+        return kernel.read(os.path.join(device, "dev"))
+    except OSError as error:
+        check_absent(error)
+        return ""
+
+
+def _number_of_node(path: str) -> str:
+    """`8:1`, of what a path leads to; `""` if that is no block device."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        check_absent(error)
+        return ""
+    if not stat.S_ISBLK(status.st_mode):
+        return ""
+    return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"

@@ -1,8 +1,13 @@
-"""SCSI disks as the guest's kernel shows them: found, waited for, and let go.
+"""SCSI disks as the guest's kernel shows them: found, waited for, proved, and let go.
 
 A disk is known by its address (host:channel:target:LUN), never by its name: `sdX`
-follows the order of discovery. What sysfs shows comes before the node in /dev, and
-the partitions come after the disk, so each is waited for.
+follows the order of discovery. What sysfs shows comes before the node in /dev, so
+each is waited for.
+
+Nor does the address prove anything. The host can take a disk away without the guest's
+consent and give the address to another. The kernel hears of that by events, for
+which virtio-scsi keeps eight buffers: of 32 disks that are replaced at once it misses
+23, and has the old ones' devices until somebody lets them go (Linux 6.1, QEMU 7.2).
 """
 
 from __future__ import annotations
@@ -11,14 +16,14 @@ import contextlib
 import errno
 import os
 import stat
-import threading
 from typing import TYPE_CHECKING, NamedTuple
 
-from hotlun.agent import holders
+from hotlun.agent import holders, orders, partitions
+from hotlun.agent.claims import InUseError, claimed
 from hotlun.agent.controllers import NoControllerError, scsi_host
 from hotlun.agent.errors import RequestError, words
 from hotlun.agent.kernel import check_absent
-from hotlun.agent.uevents import Deadline
+from hotlun.agent.vpd import Identity
 from hotlun.bridge.messages import HResult
 
 if TYPE_CHECKING:
@@ -26,14 +31,16 @@ if TYPE_CHECKING:
 
     from hotlun.agent.kernel import Kernel
     from hotlun.agent.settings import Slot
-    from hotlun.agent.uevents import Uevents
+    from hotlun.agent.uevents import Deadline, Uevents
 
 _NODE_LOOK_AGAIN = 0.02
 """Seconds between looks for a node in /dev, whose making is not announced without udev."""
 
-_PARTITION_GRACE = 1.0
-"""Seconds for a partition to show once its disk can be opened, if the kernel's own
-word that it has read the table was spoken before we listened."""
+_BUSY_PATIENCE = 2.0
+"""Seconds for whatever uses a disk that is to be unplugged to let go of it."""
+
+_READER_PATIENCE = 1.0
+"""Seconds for whoever looks into a partition (udev does) to close it again."""
 
 
 class BlockDevice(NamedTuple):
@@ -47,6 +54,11 @@ class BlockDevice(NamedTuple):
 
     def __str__(self) -> str:
         return f"disk {self.slot} ({self.name})"
+
+    def has_node(self, status: os.stat_result) -> bool:
+        """Whether that is the status of a node of this device."""
+        number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+        return stat.S_ISBLK(status.st_mode) and number == self.number
 
 
 class ScsiDisks:
@@ -69,26 +81,47 @@ class ScsiDisks:
             return None
         return self._partition(disk, partition) if disk and partition else disk
 
-    def wait_for(self, slot: Slot, partition: int, deadline: Deadline) -> BlockDevice:
-        """The device, once it is there and its node in /dev can be opened.
+    def wait_for(
+        self, slot: Slot, partition: int, deadline: Deadline, identity: Identity | None = None
+    ) -> BlockDevice:
+        """The device, once it is there and its node in /dev can be opened. Raises as `hold`."""
+        with self.hold(slot, partition, deadline, identity) as device:
+            return device
+
+    @contextlib.contextmanager
+    def hold(
+        self, slot: Slot, partition: int, deadline: Deadline, identity: Identity | None = None
+    ) -> Iterator[BlockDevice]:
+        """Wait for the device, and see to it that its name means no other during the block.
+
+        The name and number of a disk that is open are given to no other, even if it goes.
+        So what is done to the node, after the disk was proved to be the one that is meant,
+        is done to that disk or fails.
+
+        Args:
+            partition: its number, or 0 for the disk.
+            identity: what the disk has to be. A stale device of another one is let go, if
+                nothing uses it, and the disk that is there now is found.
 
         Raises:
-            RequestError: no such controller; no disk or node within the deadline; or
-                a disk without this partition.
+            RequestError: no such controller; no disk or node within the deadline; another
+                disk than is meant; or a disk without this partition.
         """
         address = self._address(slot)
-        disk = self._uevents.wait_until(lambda: self._disk(slot, address), address, deadline)
-        if disk is None:
-            raise RequestError(
-                f"disk {slot}: no disk at SCSI address {address} within {deadline.seconds:g} s",
-                HResult.TIMEOUT,
-            )
-        self._wait_for_node(disk, address, deadline)
-        if not partition:
-            return disk
-        part = self._wait_for_partition(disk, partition, address, deadline)
-        self._wait_for_node(part, address, deadline)
-        return part
+        with contextlib.ExitStack() as stack:
+            disk, found = self._held(slot, address, deadline, stack, identity)
+            if identity is not None and not found.is_proof_of(identity):
+                stack.close()
+                self._discover_again(disk, address, found, identity, deadline)
+                was = f", after another disk's device was let go: {found.against(identity)}"
+                disk, found = self._held(slot, address, deadline, stack, identity, was)
+                if not found.is_proof_of(identity):
+                    raise RequestError(
+                        f"{disk} is not the disk that is meant: {found.against(identity)}; "
+                        "nothing was done to it",
+                        HResult.INVALID_STATE,
+                    )
+            yield self._wait_for_partition(disk, partition, deadline) if partition else disk
 
     def unplug(self, slot: Slot, deadline: Deadline) -> None:
         """Have the kernel let the disk go; return when its device is gone, or was not there.
@@ -98,62 +131,105 @@ class ScsiDisks:
         """
         try:
             address = self._address(slot)
-            device = self._kernel.target(self._on_bus(address))
+            device = self._device(address)
         except (NoControllerError, FileNotFoundError):
             return
         disk = self._disk(slot, address)
-        paths = [device, *([disk.sysfs] if disk else ())]
-        with self._claimed(disk):
-            deletion = threading.Thread(
-                target=_delete, args=(device,), name=f"delete {address}", daemon=True
-            )
-            deletion.start()
-            deletion.join(deadline.remaining())
-            gone = self._uevents.wait_until(
-                lambda: None if any(map(os.path.exists, paths)) else True, address, deadline
-            )
-        if not gone:
+        with contextlib.ExitStack() as stack:
+            if disk is not None:
+                patience = deadline.within(_BUSY_PATIENCE)
+                stack.enter_context(claimed(self._kernel, self._uevents, disk, patience))
+            self._let_go(slot, address, device, disk, deadline)
+
+    def _held(
+        self,
+        slot: Slot,
+        address: str,
+        deadline: Deadline,
+        stack: contextlib.ExitStack,
+        wanted: Identity | None,
+        was: str = "",
+    ) -> tuple[BlockDevice, Identity]:
+        """Wait for the disk, have the stack hold it open, and find out what it is if that matters.
+
+        Args:
+            was: what has been done already, for the error.
+        """
+        while True:
+            disk = self._uevents.wait_until(lambda: self._disk(slot, address), address, deadline)
+            if disk is None:
+                raise RequestError(
+                    f"disk {slot}: no disk at SCSI address {address} "
+                    f"within {deadline.seconds:g} s{was}",
+                    HResult.INVALID_STATE if was else HResult.TIMEOUT,
+                )
+            file = self._open(disk, deadline)
+            if file is not None:
+                stack.callback(os.close, file)
+                found = Identity()
+                if wanted is not None:
+                    found = Identity.read(self._kernel, _device_of(disk), disk.sysfs)
+                if self._disk(slot, address) == disk:  # so what was read was this one's
+                    return disk, found
+
+    def _discover_again(
+        self, disk: BlockDevice, address: str, found: Identity, wanted: Identity, deadline: Deadline
+    ) -> None:
+        """Have the kernel ask what is there now.
+
+        If its serial is right, only its size is asked again, as it may have grown. For a
+        stale device that would not do: it would take on its successor's serial and size,
+        and keep the partitions of its own disk.
+
+        Raises:
+            RequestError: a stale device is in use, or stays.
+        """
+        device = _device_of(disk)
+        if wanted.serial and found.has_serial_of(wanted):
+            orders.ask_again(device, deadline)
+            return
+        try:
+            with claimed(self._kernel, self._uevents, disk, deadline.within(0)):
+                # What they have written may be in memory yet, and would go to the new disk.
+                users = holders.openers(self._kernel, disk.sysfs)
+                if users:
+                    raise InUseError(disk, users)
+                self._let_go(disk.slot, address, device, disk, deadline)
+        except InUseError as error:
+            raise RequestError(
+                f"{disk} is not the disk that is meant: {found.against(wanted)}; to look for "
+                f"that, it has to be let go, and it is in use: {error.users}",
+                HResult.INVALID_STATE,
+            ) from None
+        orders.look_for(self._kernel, address, deadline)
+
+    def _let_go(
+        self, slot: Slot, address: str, device: str, disk: BlockDevice | None, deadline: Deadline
+    ) -> None:
+        shown = [disk.sysfs] if disk else []
+        if not orders.delete(
+            self._uevents, device, shown, lambda: self._disk(slot, address) == disk, deadline
+        ):
             raise RequestError(
                 f"{disk or f'disk {slot}'}: the kernel was told to let it go, and still has it "
                 f"after {deadline.seconds:g} s",
                 HResult.TIMEOUT,
             )
 
-    @contextlib.contextmanager
-    def _claimed(self, disk: BlockDevice | None) -> Iterator[None]:
-        """Hold the disk so that nothing can mount it any more.
-
-        An exclusive open fails while anything in the kernel holds the disk or a
-        partition of it, in whatever namespace. Only then, and without a node that
-        can be opened, is it worth the time to look for who that is.
-        """
-        if disk is None:
-            yield
-            return
-        try:
-            claim = os.open(disk.node, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            users = holders.users(self._kernel, disk.sysfs)
-            if error.errno == errno.EBUSY and not users:
-                users = ["something in the kernel, or a process for itself alone"]
-            if users:
-                raise RequestError(f"{disk} is in use: {'; '.join(users)}") from None
-            yield
-        else:
-            try:
-                yield
-            finally:
-                os.close(claim)
-
     def _address(self, slot: Slot) -> str:
         return f"{scsi_host(self._kernel, slot.controller)}:0:0:{slot.lun}"
 
-    def _on_bus(self, address: str) -> str:
-        return os.path.join(self._kernel.sys, "bus/scsi/devices", address)
+    def _device(self, address: str) -> str:
+        """The directory of the SCSI device in sysfs.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        return self._kernel.target(os.path.join(self._kernel.sys, "bus/scsi/devices", address))
 
     def _disk(self, slot: Slot, address: str) -> BlockDevice | None:
         try:
-            block = os.path.join(self._kernel.target(self._on_bus(address)), "block")
+            block = os.path.join(self._device(address), "block")
         except FileNotFoundError:
             return None
         names = self._kernel.names(block)
@@ -165,10 +241,8 @@ class ScsiDisks:
         return self._block_device(slot, os.path.join(block, names[0])) if names else None
 
     def _partition(self, disk: BlockDevice, partition: int) -> BlockDevice | None:
-        """By the kernel's rule: `sda1`, but `nvme0n1p1` after a digit."""
-        divider = "p" if disk.name[-1].isdigit() else ""
-        path = os.path.join(disk.sysfs, f"{disk.name}{divider}{partition}")
-        return self._block_device(disk.slot, path)
+        path = partitions.find(self._kernel, disk.sysfs, partition)
+        return self._block_device(disk.slot, path) if path else None
 
     def _block_device(self, slot: Slot, path: str) -> BlockDevice | None:
         try:
@@ -180,63 +254,84 @@ class ScsiDisks:
         node = os.path.join(self._kernel.dev, name)
         return BlockDevice(slot, name, node, number, path)
 
-    def _wait_for_node(self, device: BlockDevice, address: str, deadline: Deadline) -> None:
-        ready = self._uevents.wait_until(
-            lambda: _is_ready(device) or None, address, deadline, look_again=_NODE_LOOK_AGAIN
-        )
-        if not ready:
+    def _open(self, device: BlockDevice, deadline: Deadline) -> int | None:
+        """Wait for the node, and open it; None if the device goes meanwhile."""
+
+        def look() -> int | None:
+            file = _opened_node(device)
+            return -1 if file is None and not os.path.exists(device.sysfs) else file
+
+        file = self._uevents.wait_until(look, device.name, deadline, look_again=_NODE_LOOK_AGAIN)
+        if file is None:
             raise RequestError(
                 f"{device}: no {device.node} that can be opened and is device {device.number} "
                 f"within {deadline.seconds:g} s",
                 HResult.TIMEOUT,
             )
+        return file if file >= 0 else None
 
     def _wait_for_partition(
-        self, disk: BlockDevice, partition: int, address: str, deadline: Deadline
+        self, disk: BlockDevice, partition: int, deadline: Deadline
     ) -> BlockDevice:
-        """Wait until it shows, or until the kernel has read the table and it is not in it."""
-        grace = Deadline(min(_PARTITION_GRACE, deadline.remaining()))
-        sysfs = disk.sysfs[len(self._kernel.sys) :]
+        """The partition; if the kernel knows of none, after it has read the table again."""
+        part = self._partition(disk, partition)
+        unread = ""
+        if part is None:
+            unread = self._read_table(disk, deadline)
+            part = self._partition(disk, partition)
+        file = self._open(part, deadline) if part else None
+        if part is None or file is None:
+            others = partitions.names(self._kernel, disk.sysfs)
+            raise RequestError(
+                f"{disk} has no partition {partition}; "
+                + (f"it has {', '.join(others)}" if others else "it has none")
+                + unread,
+                HResult.NOT_FOUND,
+            )
+        os.close(file)
+        return part
 
-        def look() -> BlockDevice | bool | None:
-            complete = self._uevents.was_announced(sysfs) or not grace.remaining()
-            deadline.remaining()
-            return self._partition(disk, partition) or (False if complete else None)
+    def _read_table(self, disk: BlockDevice, deadline: Deadline) -> str:
+        """Have the kernel read the partition table now; why it cannot, in words, or `""`.
 
-        found = self._uevents.wait_until(look, address, deadline)
-        if isinstance(found, BlockDevice):
-            return found
-        others = holders.partitions(self._kernel, disk.sysfs)
-        raise RequestError(
-            f"{disk} has no partition {partition}; "
-            + (f"it has {', '.join(others)}" if others else "it has none"),
-            HResult.NOT_FOUND,
-        )
+        Raises:
+            RequestError: the disk does not let itself be read.
+        """
+        unread = "; the table on the disk may say more, but cannot be read again now: in use, "
+        try:
+            with claimed(self._kernel, self._uevents, disk, deadline.within(0)) as claim:
+                if claim is None or self._uevents.wait_until(
+                    lambda: partitions.read_table(claim) or None,
+                    disk.name,
+                    deadline.within(_READER_PATIENCE),
+                    look_again=_NODE_LOOK_AGAIN,
+                ):
+                    return ""
+                raise InUseError(disk, holders.openers(self._kernel, disk.sysfs))
+        except InUseError as error:
+            return unread + error.users
+        except OSError as error:
+            raise RequestError(
+                f"{disk}: its partition table cannot be read: {words(error)}"
+            ) from error
 
 
-def _is_ready(device: BlockDevice) -> bool:
+def _device_of(disk: BlockDevice) -> str:
+    """The SCSI device's directory in sysfs, two above that of its block device."""
+    return os.path.dirname(os.path.dirname(disk.sysfs))
+
+
+def _opened_node(device: BlockDevice) -> int | None:
+    """The node's descriptor; None if there is none yet that is this device's."""
     try:
-        status = os.stat(device.node)
-        if not stat.S_ISBLK(status.st_mode) or device.number != (
-            f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-        ):
-            return False
-        os.close(os.open(device.node, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+        if not device.has_node(os.stat(device.node)):
+            return None
+        file = os.open(device.node, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
-            return False
+            return None
         raise RequestError(f"{device}: {device.node} cannot be opened: {words(error)}") from error
-    return True
-
-
-def _delete(device: str) -> None:
-    """Write to `delete`, which returns when it is done; a dead disk can put that off.
-
-    Events do not say when: the kernel announces a removal before sysfs shows it.
-    """
-    with contextlib.suppress(OSError):  # what counts is whether the device is gone
-        file = os.open(os.path.join(device, "delete"), os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(file, b"1\n")
-        finally:
-            os.close(file)
+    if device.has_node(os.fstat(file)):
+        return file
+    os.close(file)
+    return None

@@ -55,6 +55,10 @@ class Deadline:
             raise AbandonedError("the connection that asked for this is gone")
         return max(0.0, self._end - time.monotonic())
 
+    def within(self, seconds: float) -> Deadline:
+        """One for a part of it: so many seconds from now, or what is left if that is less."""
+        return Deadline(min(seconds, self.remaining()), self._wanted)
+
 
 class Uevents:
     """Hears the kernel's events and wakes who waits for the device they are about.
@@ -67,7 +71,6 @@ class Uevents:
         self._socket = _open_netlink() if source is None else source
         self._lock = threading.Lock()
         self._watches: dict[str, list[threading.Event]] = {}
-        self._announced: set[str] = set()
         threading.Thread(target=self._listen, name="uevents", daemon=True).start()
 
     @contextlib.contextmanager
@@ -115,15 +118,6 @@ class Uevents:
                     return None
                 changed.wait(min(remaining, look_again))
 
-    def was_announced(self, path: str) -> bool:
-        """Whether the kernel said that this block device is complete, partitions included.
-
-        Args:
-            path: in sysfs, without the mount point: `/devices/.../block/sda`.
-        """
-        with self._lock:
-            return path in self._announced
-
     def wake_all(self) -> None:
         """Have everybody look again."""
         with self._lock:
@@ -136,9 +130,7 @@ class Uevents:
             try:
                 data = self._socket.recv(1 << 16)
             except OSError as error:
-                if error.errno == errno.ENOBUFS:  # some were lost, removals perhaps
-                    with self._lock:
-                        self._announced.clear()
+                if error.errno == errno.ENOBUFS:  # some were lost
                     self.wake_all()
                     continue
                 _log.error("no more events from the kernel: %s", error)
@@ -152,13 +144,8 @@ class Uevents:
         head = data.partition(b"\0")[0].decode("utf-8", "replace")
         if "/block/" not in head:
             return
-        action, _, path = head.partition("@")
         with self._lock:
-            if action == "add":
-                self._announced.add(path)
-            elif action == "remove":
-                self._announced.discard(path)
-            for part in path.split("/"):
+            for part in head.partition("@")[2].split("/"):
                 for changed in self._watches.get(part, ()):
                     changed.set()
 
