@@ -423,6 +423,7 @@ def test_a_disk_that_is_another_is_refused_and_both_are_named(guest: FakeGuest, 
     waiter = Waiter(guest, identity=MEANT)
     wait_for_order(guest.sysfs(1) / "delete")
     guest.remove_disk(1)
+    wait_for_order(guest.scan)
     make_node(guest, "sdb", DISK)
     guest.add_disk(1, "sdb", DISK, serial="old", sectors=2)
     with pytest.raises(RequestError) as caught:
@@ -484,6 +485,7 @@ def test_a_disk_without_a_serial_is_no_proof(guest: FakeGuest, loop: str) -> Non
     waiter = Waiter(guest, identity=MEANT)
     wait_for_order(guest.sysfs(1) / "delete")
     guest.remove_disk(1)
+    wait_for_order(guest.scan)
     make_node(guest, "sdb", DISK)
     guest.add_disk(1, "sdb", DISK)
     with pytest.raises(RequestError, match="serial is not known to this guest's kernel, not 'new'"):
