@@ -1,11 +1,32 @@
-"""What is mounted here, for tests that mount for real."""
+"""Devices to mount and what is mounted, for tests that mount for real."""
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hotlun.agent import mountinfo, syscalls
 from hotlun.agent.kernel import Kernel
+from hotlun.agent.scsi import BlockDevice
+from hotlun.agent.settings import Slot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def loop_device(image: Path, lun: int = 1) -> Iterator[BlockDevice]:
+    """Have an image be a device of the real kernel."""
+    command = ["losetup", "--find", "--show", str(image)]
+    node = Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
+    sysfs = Path("/sys/class/block") / node.name
+    try:
+        number = (sysfs / "dev").read_text().strip()
+        yield BlockDevice(Slot(0, lun), node.name, str(node), number, str(sysfs))
+    finally:
+        subprocess.run(["losetup", "--detach", node], check=True)
 
 
 def mounts() -> list[mountinfo.Mount]:

@@ -8,8 +8,10 @@ import socket
 import sys
 
 from hotlun.agent import links
+from hotlun.agent.devmapper import DeviceMapper
 from hotlun.agent.disks import DEVICE_TIMEOUT, Disks
 from hotlun.agent.kernel import Kernel
+from hotlun.agent.mappings import Mappings
 from hotlun.agent.mounts import Mounts
 from hotlun.agent.scsi import ScsiDisks
 from hotlun.agent.server import Server
@@ -27,7 +29,13 @@ def main(arguments: list[str] | None = None) -> int:
     kernel = Kernel()
     try:
         uevents = Uevents()  # before anybody looks at sysfs
-        disks = Disks(kernel, ScsiDisks(kernel, uevents), Mounts(kernel), chosen.device_timeout)
+        disks = Disks(
+            kernel,
+            ScsiDisks(kernel, uevents),
+            Mappings(kernel, DeviceMapper(kernel), uevents),
+            Mounts(kernel),
+            chosen.device_timeout,
+        )
         server = Server(disks, uevents.wake_all)
         if chosen.port:
             server.serve_each(links.port_links(kernel, chosen.port))

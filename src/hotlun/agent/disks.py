@@ -1,32 +1,38 @@
 """What the host can ask for about a disk: mount it, unmount it, let it go.
 
-Each either happens or leaves things as they were. Undoing what is not there is
-success: the host undoes whatever it does not know to have happened. So is mounting
-what is mounted just so; a path where something else is mounted is refused.
+Each either happens or leaves things as they were, and each can be asked for again: what
+is as asked is success, and what an agent before this one has left half done, killed
+between two of its steps, is found in the kernel and finished or undone. Nothing is
+remembered here.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
-from hotlun.agent import filesystems
+from hotlun.agent import encryption, filesystems, luks, unwritten, verity
+from hotlun.agent.errors import RequestError
+from hotlun.agent.mappings import Layers
 from hotlun.agent.uevents import Deadline
+from hotlun.bridge.messages import HResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from hotlun.agent.kernel import Kernel
+    from hotlun.agent.mappings import Mappings
     from hotlun.agent.mounts import Mounts
-    from hotlun.agent.scsi import ScsiDisks
+    from hotlun.agent.places import Place
+    from hotlun.agent.scsi import BlockDevice, ScsiDisks
     from hotlun.agent.settings import DiskSettings, Slot
 
 DEVICE_TIMEOUT = 10.0
 """Seconds that a device may take to appear, or to go."""
 
 BUSY_TIMEOUT = 2.0
-"""Seconds that a busy mount may take to become free."""
+"""Seconds that what is in use may take to become free."""
 
 _log = logging.getLogger("hotlun.agent")
 
@@ -39,10 +45,16 @@ class Disks:
     """
 
     def __init__(
-        self, kernel: Kernel, scsi: ScsiDisks, mounts: Mounts, timeout: float = DEVICE_TIMEOUT
+        self,
+        kernel: Kernel,
+        scsi: ScsiDisks,
+        mappings: Mappings,
+        mounts: Mounts,
+        timeout: float = DEVICE_TIMEOUT,
     ) -> None:
         self._kernel = kernel
         self._scsi = scsi
+        self._mappings = mappings
         self._mounts = mounts
         self._timeout = timeout
 
@@ -58,36 +70,20 @@ class Disks:
         timeout = self._timeout if settings.timeout is None else settings.timeout
         deadline = Deadline(timeout, wanted)
         if not settings.path:
-            self._scsi.wait_for(settings.slot, settings.partition, deadline)
+            self._wait_for(settings, deadline)
             return
         with self._mounts.claim(settings.path) as place:
-            device = self._scsi.wait_for(settings.slot, settings.partition, deadline)
-            digest = hashlib.sha256(repr(settings._replace(timeout=None)).encode()).digest()
-            if not settings.block_device and self._mounts.mounted_as(
-                device, place, settings.options, read_only=settings.read_only, digest=digest
-            ):
+            if self._is_done(settings, place):
+                _log.debug("disk %s is at %s already", settings.slot, place)
                 return
             self._mounts.check_free(place, link=settings.block_device)
-            if settings.block_device:
-                self._mounts.link(device, place)
-                _log.debug("%s: %s is a link to it", device, place)
-                return
-            if settings.filesystem:
-                filesystems.check_type(self._kernel, device, settings.filesystem)
-            if settings.ensure_filesystem:
-                filesystems.ensure(
-                    self._kernel, device, settings.filesystem, read_only=settings.read_only
-                )
-            filesystem = settings.filesystem or filesystems.detect_mountable(device)
-            self._mounts.mount(
-                device,
-                place,
-                filesystem,
-                settings.options,
-                read_only=settings.read_only,
-                digest=digest,
-            )
-            _log.debug("%s is mounted at %s as %s", device, place, filesystem)
+            device = self._wait_for(settings, deadline)
+            with self._opened(settings, device) as opened:
+                if settings.block_device:
+                    self._mounts.link(opened, place)
+                else:
+                    self._mount(settings, opened, place)
+            _log.debug("%s is at %s", device, place)
 
     def unmount(self, settings: DiskSettings) -> None:
         """Undo `mount`; nothing there is success, and so is a disk that is gone.
@@ -97,20 +93,134 @@ class Disks:
         """
         if not settings.path:
             return
+        slot, partition = settings.slot, settings.partition
         with self._mounts.claim(settings.path) as place:
-            device = self._scsi.find(settings.slot, settings.partition)
-            devices = [device] if device else []
+            # Whether it was to be encrypted is not asked: hcsshim's host does not say it here.
+            found = (self._mappings.top(slot, partition), self._scsi.find(slot, partition))
+            devices = [device for device in found if device is not None]
             if settings.block_device:
                 self._mounts.unlink(devices, place)
             else:
-                self._mounts.unmount(devices, place, deadline=Deadline(BUSY_TIMEOUT))
-            _log.debug("disk %s is not at %s any more", settings.slot, place)
+                self._mounts.unmount(
+                    devices, place, lazy=settings.lazy, deadline=Deadline(BUSY_TIMEOUT)
+                )
+            self._mappings.close(slot, partition, Deadline(BUSY_TIMEOUT), lazy=settings.lazy)
+            _log.debug("disk %s is not at %s any more", slot, place)
 
-    def unplug(self, slot: Slot) -> None:
+    def unplug(self, slot: Slot, timeout: float | None = None) -> None:
         """Have the kernel let the disk go; one that is not there is success.
+
+        Args:
+            timeout: seconds to wait for that, in place of the default.
 
         Raises:
             RequestError: it is in use, or did not go.
         """
-        self._scsi.unplug(slot, Deadline(self._timeout))
+        self._scsi.unplug(slot, Deadline(self._timeout if timeout is None else timeout))
         _log.debug("disk %s is unplugged", slot)
+
+    def _wait_for(self, settings: DiskSettings, deadline: Deadline) -> BlockDevice:
+        return self._scsi.wait_for(settings.slot, settings.partition, deadline)
+
+    def _is_done(self, settings: DiskSettings, place: Place) -> bool:
+        """Whether the same was asked for before, and is done.
+
+        Raises:
+            RequestError: something else is there; or what is there is encrypted, and this
+                is not its key.
+        """
+        device = self._scsi.find(settings.slot, settings.partition)
+        if device is None:
+            return False
+        used = self._mappings.top(settings.slot, settings.partition) or device
+        if settings.block_device:
+            verified = settings.verity is None or verity.is_open(
+                self._mappings, Layers.over(settings.slot, settings.partition), settings.verity
+            )
+            return verified and place.link_target() == used.node
+        if not self._mounts.mounted_as(
+            used,
+            place,
+            settings.options,
+            read_only=settings.read_only,
+            digest=settings.digest,
+        ):
+            return False
+        if settings.key is not None:
+            luks.check_key(device, settings.key)
+        return True
+
+    @contextlib.contextmanager
+    def _opened(self, settings: DiskSettings, device: BlockDevice) -> Iterator[BlockDevice]:
+        """What is to be mounted: the device, or what lies over it; closed again after an error."""
+        slot, partition = settings.slot, settings.partition
+        layered = settings.verity is not None or (settings.encrypted and not settings.block_device)
+        self._mappings.close(slot, partition, Deadline(BUSY_TIMEOUT))  # a predecessor's
+        if not layered:
+            yield device
+            return
+        try:
+            yield self._open(settings, device)
+        except BaseException:
+            try:
+                self._mappings.close(slot, partition, Deadline(BUSY_TIMEOUT))
+            except RequestError as error:
+                _log.warning("after a failed mount: %s", error)
+            raise
+
+    def _open(self, settings: DiskSettings, device: BlockDevice) -> BlockDevice:
+        layers = Layers.over(settings.slot, settings.partition)
+        if settings.verity is not None:
+            return verity.open_verified(self._mappings, layers, device, settings.verity)
+        if settings.key is not None:
+            luks.ensure(
+                device,
+                settings.key,
+                may_format=settings.ensure_filesystem,
+                read_only=settings.read_only,
+            )
+            return luks.open_existing(
+                self._mappings, layers, device, settings.key, read_only=settings.read_only
+            )
+        self._check_encryptable(settings, device)
+        return encryption.open_new(self._mappings, layers, device)
+
+    def _check_encryptable(self, settings: DiskSettings, device: BlockDevice) -> None:
+        """Refuse, before anything is written, what would be lost or could not be made."""
+        filesystem = settings.filesystem
+        filesystems.check_type(self._kernel, device, filesystem)
+        filesystems.check_maker(device, filesystem)
+        if settings.preserve_data:
+            filesystems.check_blank(device, filesystem)
+        needed = unwritten.SMALLEST.get(filesystem, 0)
+        capacity = encryption.capacity(int(self._kernel.read(f"{device.sysfs}/size")))
+        if capacity < needed:
+            raise RequestError(
+                f"{device} has {capacity >> 20} MiB when it is encrypted, and {filesystem} needs "
+                f"{needed >> 20} MiB; nothing was written",
+                HResult.INVALID_ARGUMENT,
+            )
+
+    def _mount(self, settings: DiskSettings, device: BlockDevice, place: Place) -> None:
+        """Mount the device, or what lies over it, with the filesystem that it is to have."""
+        filesystem = settings.filesystem
+        if filesystem:
+            filesystems.check_type(self._kernel, device, filesystem)
+        if settings.encrypted and settings.key is None:
+            unwritten.make(device, filesystem)
+        elif settings.ensure_filesystem:
+            filesystems.ensure(
+                self._kernel,
+                device,
+                filesystem,
+                read_only=settings.read_only,
+                preserve_data=settings.preserve_data,
+            )
+        self._mounts.mount(
+            device,
+            place,
+            filesystem or filesystems.detect_mountable(device),
+            settings.options,
+            read_only=settings.read_only,
+            digest=settings.digest,
+        )

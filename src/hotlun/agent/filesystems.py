@@ -7,16 +7,21 @@ an error, not an empty device.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-import subprocess
+import time
 from typing import TYPE_CHECKING
 
-from hotlun.agent import superblocks, syscalls
+from hotlun.agent import holders, programs, superblocks, syscalls
 from hotlun.agent.errors import RequestError, words
-from hotlun.bridge.messages import HResult, printable
+from hotlun.agent.uevents import Deadline
+from hotlun.bridge.messages import HResult
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from hotlun.agent.blkid import Content
     from hotlun.agent.kernel import Kernel
     from hotlun.agent.scsi import BlockDevice
 
@@ -28,6 +33,7 @@ _MAKERS = {
         "lazy_itable_init=1,lazy_journal_init=1,nodiscard",
     ),
     "xfs": ("mkfs.xfs", "-f", "-q", "-K"),
+    "btrfs": ("mkfs.btrfs", "-f", "-q", "-K"),
 }
 MAKEABLE = tuple(_MAKERS)
 
@@ -35,13 +41,11 @@ _SERVES = {"ext4": superblocks.EXT_FAMILY}
 """What need not be made anew. The ext4 driver mounts ext2 and ext3 as they are, and
 the original agent, which knows one magic number for all three, leaves them alone."""
 
-_MAKING_TIMEOUT = 240.0
-"""Seconds for mkfs: less than the five minutes after which hcsshim's host gives up."""
+_CLAIM_TIMEOUT = 10.0
+"""Seconds to wait for another's mkfs to end, where the caller does not say."""
 
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""For an agent that init started without one."""
-
-_WORDS_KEPT = 1024
+_CLAIM_AGAIN = 0.05
+"""Seconds between looks whether it has: the end of an exclusive open is not announced."""
 
 
 def detect(device: BlockDevice, wanted: tuple[str, ...] = ()) -> str:
@@ -53,27 +57,26 @@ def detect(device: BlockDevice, wanted: tuple[str, ...] = ()) -> str:
     Raises:
         RequestError: it cannot be read.
     """
-    try:
-        return superblocks.detect(device.node, wanted)
-    except OSError as error:
-        raise RequestError(
-            f"{device} cannot be read, so what is on it is not known: {words(error)}"
-        ) from error
+    names = _look(device).names
+    return next((name for name in names if name in wanted), names[0] if names else "")
 
 
 def detect_mountable(device: BlockDevice) -> str:
     """The type to mount the device as.
 
     Raises:
-        RequestError: it holds nothing that can be mounted, or cannot be read.
+        RequestError: it holds nothing that can be mounted, or more than one thing that
+            can be, or cannot be read.
     """
-    found = detect(device)
-    if found in superblocks.FILESYSTEMS:
-        return found
-    if found in ("gpt", "dos", "PMBR"):
+    names, ambivalent = _look(device)
+    if names and names[0] in superblocks.FILESYSTEMS and not ambivalent:
+        return names[0]
+    if len(names) > 1 and superblocks.FILESYSTEMS.intersection(names):
+        what = f"the marks of {' and '.join(names)}; say as which to mount it"
+    elif names and names[0] in superblocks.PARTITION_TABLES:
         what = "a partition table; say which partition to mount"
-    elif found:
-        what = f"{found}, which is no filesystem"
+    elif names:
+        what = f"{' and '.join(names)}, which is no filesystem"
     else:
         what = "no filesystem that is known here; say which, or have one made"
     raise RequestError(f"{device} holds {what}")
@@ -97,31 +100,107 @@ def check_type(kernel: Kernel, device: BlockDevice, filesystem: str) -> None:
         )
 
 
-def ensure(kernel: Kernel, device: BlockDevice, wanted: str, *, read_only: bool) -> None:
+def ensure(
+    kernel: Kernel,
+    device: BlockDevice,
+    wanted: str,
+    *,
+    read_only: bool,
+    preserve_data: bool = False,
+    deadline: Deadline | None = None,
+) -> None:
     """Make a `wanted` filesystem, which the kernel has, on the device unless there is one.
 
     Args:
         wanted: one of `MAKEABLE`.
         read_only: the device must not be written.
+        preserve_data: make it only where nothing at all is recognised; nor is one taken
+            for what was wanted that shows through a member of a RAID.
+        deadline: until when to wait for the mkfs that an agent before this one has started.
 
     Raises:
-        RequestError: it cannot be read or written, is in use, or mkfs is missing or failed.
+        RequestError: it cannot be read or written, is in use, or holds what is to be
+            preserved; or mkfs is missing or failed.
     """
-    serving = _SERVES.get(wanted, (wanted,))
-    found = detect(device, serving)
-    if found in serving:
-        return
-    if read_only or _is_read_only(kernel, device):
+    with _claimed(kernel, device, deadline or Deadline(_CLAIM_TIMEOUT)) as claimed:
+        names = _look(device).names
+        keep_off = preserve_data and names[:1] and names[0] in superblocks.TRANSPARENT
+        if not keep_off and any(name in names for name in _SERVES.get(wanted, (wanted,))):
+            return
+        found = " and ".join(names)
+        if read_only or _is_read_only(kernel, device):
+            raise RequestError(
+                f"{device} is read-only and holds {found or 'no known filesystem'}: "
+                f"no {wanted} can be made on it"
+            )
+        if found and preserve_data:
+            raise RequestError(
+                f"{device} holds {found}, and its data is to be preserved: "
+                f"no {wanted} was made on it",
+                HResult.INVALID_STATE,
+            )
+        if not claimed:
+            users = holders.users(kernel, device.sysfs)
+            raise RequestError(
+                f"{device} was not formatted: it, or a part of it, is mounted or otherwise in use"
+                + "".join(f"; {user}" for user in users)
+            )
+    make(device, wanted)
+
+
+def make(device: BlockDevice, wanted: str, arguments: Sequence[str] = ()) -> None:
+    """Make a filesystem, whatever the device holds.
+
+    Args:
+        wanted: one of `MAKEABLE`.
+        arguments: for mkfs, after the usual ones, which they can undo: of an option given
+            twice mkfs.ext4 takes the last.
+
+    Raises:
+        RequestError: mkfs is missing, failed, or is not done in time.
+    """
+    programs.run(device, [*_maker(device, wanted), *arguments, device.node])
+
+
+def check_maker(device: BlockDevice, wanted: str) -> None:
+    """Refuse what `make` has no program for.
+
+    Raises:
+        RequestError: the guest has none.
+    """
+    _maker(device, wanted)
+
+
+def check_blank(device: BlockDevice, wanted: str) -> None:
+    """Refuse a device that anything at all is recognised on.
+
+    Raises:
+        RequestError: it holds something, or cannot be read.
+    """
+    names = _look(device).names
+    if names:
         raise RequestError(
-            f"{device} is read-only and holds {found or 'no known filesystem'}: "
-            f"no {wanted} can be made on it"
+            f"{device} holds {' and '.join(names)}, and its data is to be preserved: "
+            f"no {wanted} was made on it",
+            HResult.INVALID_STATE,
         )
-    maker, *arguments = _MAKERS[wanted]
-    program = _program(maker)
+
+
+def _maker(device: BlockDevice, wanted: str) -> tuple[str, ...]:
+    name, *usual = _MAKERS[wanted]
+    program = programs.find(name)
     if program is None:
-        raise RequestError(f"{device} needs {wanted} made on it, and this guest has no {maker}")
-    _refuse_if_claimed(device)
-    _run(device, [program, *arguments, device.node])
+        raise RequestError(f"{device} needs {wanted} made on it, and this guest has no {name}")
+    return program, *usual
+
+
+def _look(device: BlockDevice) -> Content:
+    try:
+        return superblocks.look(device.node)
+    except OSError as error:
+        raise RequestError(
+            f"{device} cannot be read, so what is on it is not known: {words(error)}"
+        ) from error
 
 
 def _is_read_only(kernel: Kernel, device: BlockDevice) -> bool:
@@ -131,44 +210,56 @@ def _is_read_only(kernel: Kernel, device: BlockDevice) -> bool:
         return False
 
 
-def _refuse_if_claimed(device: BlockDevice) -> None:
+@contextlib.contextmanager
+def _claimed(kernel: Kernel, device: BlockDevice, deadline: Deadline) -> Iterator[bool]:
+    """Hold the device so that no mkfs and no mount begins; gives whether that can be done.
+
+    An mkfs that a killed agent has left behind is waited for: what is on the device is
+    not to be judged before it is done.
+
+    Raises:
+        RequestError: it cannot be opened, or that mkfs is not done at the deadline.
+    """
+    claim = _claim(device)
+    while claim is None:
+        maker = _maker_at_work(kernel, device)
+        if not maker:
+            claim = _claim(device)  # it may just have ended
+            break
+        remaining = deadline.remaining()
+        if not remaining:
+            raise RequestError(
+                f"{device} was not formatted: process {maker} has been formatting it since "
+                f"before this request, and was not done after {deadline.seconds:g} s",
+                HResult.TIMEOUT,
+            )
+        time.sleep(min(_CLAIM_AGAIN, remaining))
+        claim = _claim(device)
     try:
-        os.close(os.open(device.node, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+        yield claim is not None
+    finally:
+        if claim is not None:
+            os.close(claim)
+
+
+def _claim(device: BlockDevice) -> int | None:
+    """An exclusive open; None if somebody else has one."""
+    try:
+        return os.open(device.node, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         if error.errno == errno.EBUSY:
-            raise RequestError(
-                f"{device} was not formatted: it, or a part of it, is mounted or otherwise in use"
-            ) from None
+            return None
         raise RequestError(f"{device} cannot be opened: {words(error)}") from error
 
 
-def _program(name: str) -> str | None:
-    for directory in os.environ.get("PATH", _PATH).split(":"):
-        path = os.path.join(directory, name)
-        if directory and os.access(path, os.X_OK):
-            return path
-    return None
-
-
-def _run(device: BlockDevice, command: list[str]) -> None:
-    name = os.path.basename(command[0])
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=_MAKING_TIMEOUT,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise RequestError(
-            f"{device}: {name} was not done after {_MAKING_TIMEOUT:g} s and was stopped",
-            HResult.TIMEOUT,
-        ) from None
-    except OSError as error:
-        raise RequestError(f"{device}: {name} cannot be run: {words(error)}") from error
-    if done.returncode:
-        reason, _, _ = done.stdout.decode("utf-8", "replace").partition("\nUsage:")
-        said = printable(reason, _WORDS_KEPT)
-        raise RequestError(f"{device}: {name} failed ({done.returncode}): {said or 'no words'}")
+def _maker_at_work(kernel: Kernel, device: BlockDevice) -> str:
+    """The process that makes a filesystem on the device, as `1234 (mkfs.xfs)`, or `""`."""
+    makers = {maker[0] for maker in _MAKERS.values()}
+    for process in kernel.processes()[1:]:
+        try:
+            command = kernel.read(os.path.join(process, "cmdline")).rstrip("\0").split("\0")
+        except OSError:
+            continue
+        if command[-1] == device.node and not makers.isdisjoint(map(os.path.basename, command)):
+            return kernel.command(process)
+    return ""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hotlun.agent.errors import AbandonedError, RequestError
 from hotlun.agent.lanes import Lanes
-from hotlun.agent.settings import DiskSettings, Slot
+from hotlun.agent.settings import DiskSettings, Slot, read_timeout
 from hotlun.bridge import messages
 from hotlun.bridge.frames import Frame, FrameDecoder, FrameError, encode
 from hotlun.bridge.messages import HResult, MessageError, MessageType, ModifyRequest
@@ -33,10 +33,17 @@ if TYPE_CHECKING:
 
         def unmount(self, settings: DiskSettings) -> None: ...
 
-        def unplug(self, slot: Slot) -> None: ...
+        def unplug(self, slot: Slot, timeout: float | None) -> None: ...
 
 
-FEATURES = [messages.FEATURE_OPTIONS, messages.FEATURE_FILESYSTEMS]
+FEATURES = [
+    messages.FEATURE_OPTIONS,
+    messages.FEATURE_FILESYSTEMS,
+    messages.FEATURE_PRESERVE_DATA,
+    messages.FEATURE_KEYS,
+    messages.FEATURE_VERITY,
+    messages.FEATURE_LAZY_UNMOUNT,
+]
 """The parts of our extension that this agent has."""
 
 _SERVED = frozenset(
@@ -195,7 +202,8 @@ class _Session:
         elif request.resource_type == messages.SCSI_DEVICE:
             if request.request_type == messages.REMOVE:
                 slot = Slot.read(request.settings)
-                return slot, lambda: self._disks.unplug(slot)
+                timeout = read_timeout(request.settings)
+                return slot, lambda: self._disks.unplug(slot, timeout)
         else:
             raise RequestError(f"invalid ResourceType {request.resource_type!r}")
         raise RequestError(f"the RequestType {request.request_type!r} is not supported")

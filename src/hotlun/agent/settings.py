@@ -2,13 +2,27 @@
 
 The members of MappedVirtualDisk (hcsshim's `LCOWMappedVirtualDisk`) and SCSIDevice.
 A member that is missing has the zero value of its type; others than these are
-passed over. One is ours and may be sent to any agent, as the original one ignores
-it: `TimeoutInMs`, how long to wait for the device, in place of the agent's default.
+passed over. Ours, beyond hcsshim's, which a host sends only to an agent that announces
+the feature (`messages.FEATURE_...`):
+
+| member | |
+|---|---|
+| PreserveData | boolean: make a filesystem only where nothing is recognised |
+| Serial, Size | what the disk is known by: its SCSI serial, and bytes of the whole disk |
+| Key | base64: opens a LUKS volume that stays; `Encrypted` without it keeps no key |
+| Verity | {RootHash: hexadecimal, HashOffset: bytes, 0 for right behind the filesystem} |
+| LazyUnmount | boolean, of a Remove: detach a mount that is busy |
+| TimeoutInMs | how long to wait for the device, in place of the agent's default; needs no feature |
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hashlib
+import json
 import os
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from hotlun.agent import options
@@ -21,6 +35,9 @@ if TYPE_CHECKING:
 
 _BYTE, _WORD, _LONG = 0xFF, 0xFFFFFFFF, (1 << 64) - 1
 _PATH_MAX = 4095
+_KEY_MAX = 4096
+_ROOT_HASH = re.compile(r"(?:[0-9a-f]{2}){16,64}")
+_SECTOR = 512
 
 
 class Slot(NamedTuple):
@@ -44,6 +61,30 @@ class Slot(NamedTuple):
         )
 
 
+class Identity(NamedTuple):
+    """What the host says that the disk is known by; what it does not say is not asked for."""
+
+    serial: str
+    size: int | None
+
+
+class Verity(NamedTuple):
+    """The root of a tree of hashes, and where in the device the tree lies."""
+
+    root_hash: str
+    hash_offset: int
+
+
+class Key:
+    """The caller's key. It shows nowhere: not in a log, not in a traceback's values."""
+
+    def __init__(self, value: bytes) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return "Key(...)"
+
+
 class DiskSettings(NamedTuple):
     """How (a partition of) the disk in a slot is, or was, to be mounted."""
 
@@ -51,10 +92,16 @@ class DiskSettings(NamedTuple):
     partition: int
     path: str
     read_only: bool
+    encrypted: bool
     options: tuple[str, ...]
     block_device: bool
     ensure_filesystem: bool
     filesystem: str
+    preserve_data: bool
+    identity: Identity
+    key: Key | None
+    verity: Verity | None
+    lazy: bool
     timeout: float | None
 
     @classmethod
@@ -68,45 +115,98 @@ class DiskSettings(NamedTuple):
             MessageError: a member is of another type than it should be.
             RequestError: a value makes no sense, or asks for what this agent cannot do.
         """
-        milliseconds = fields.integer("TimeoutInMs", maximum=_WORD)
         settings = cls(
             slot=Slot.read(fields),
             partition=fields.integer("Partition", maximum=_LONG),
             path=_checked_path(fields.string("MountPath")),
             read_only=fields.boolean("ReadOnly"),
+            encrypted=fields.boolean("Encrypted"),
             options=tuple(fields.strings("Options")),
             block_device=fields.boolean("BlockDev"),
             ensure_filesystem=fields.boolean("EnsureFilesystem"),
             filesystem=fields.string("Filesystem"),
-            timeout=milliseconds / 1000 if milliseconds else None,
+            preserve_data=fields.boolean("PreserveData"),
+            identity=Identity(
+                fields.string("Serial"), fields.integer("Size", maximum=_LONG) or None
+            ),
+            key=_key(fields.string("Key")),
+            verity=_verity(fields.fields("Verity")) if "Verity" in fields else None,
+            lazy=fields.boolean("LazyUnmount"),
+            timeout=read_timeout(fields),
         )
         if adding:
-            for member in ("Encrypted", "PreserveData"):
-                if fields.boolean(member):
-                    raise RequestError(
-                        f"disk {settings.slot}: this agent does not know {member}; "
-                        "nothing was done",
-                        HResult.NOT_IMPLEMENTED,
-                    )
             settings.check()
         return settings
 
+    @property
+    def digest(self) -> bytes:
+        """Stands for all that the mount is made from, the key excepted."""
+        told = {**self._asdict(), "key": self.key is not None, "lazy": None, "timeout": None}
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32].encode()
+
     def check(self) -> None:
         """Refuse what cannot be done to any disk, before one is touched."""
+
+        def refuse(problem: str) -> RequestError:
+            return RequestError(f"disk {self.slot}: {problem}", HResult.INVALID_ARGUMENT)
+
+        if self.verity is not None and not self.read_only:
+            raise refuse("Verity is for a disk that is ReadOnly")
         if self.block_device:  # the rest is passed over then, as by the original agent
             return
         if self.ensure_filesystem and self.filesystem not in MAKEABLE:
-            raise RequestError(
-                f"disk {self.slot}: EnsureFilesystem can make {' and '.join(MAKEABLE)}, "
-                f"not {self.filesystem or 'a filesystem without a name'!r}",
-                HResult.INVALID_ARGUMENT,
+            *most, last = MAKEABLE
+            raise refuse(
+                f"EnsureFilesystem can make {', '.join(most)} and {last}, "
+                f"not {self.filesystem or 'a filesystem without a name'!r}"
             )
+        if self.encrypted and not self.ensure_filesystem and self.key is None:
+            raise refuse(
+                "Encrypted without EnsureFilesystem finds nothing: the key of before is gone"
+            )
+        if self.encrypted and self.read_only and self.key is None:
+            raise refuse("Encrypted under a new key writes the disk, and it is ReadOnly")
+        if self.verity is not None and (self.encrypted or self.ensure_filesystem):
+            raise refuse("Verity is for what is there, not for Encrypted or EnsureFilesystem")
         if not self.filesystem.isascii() or "\0" in self.filesystem or "/" in self.filesystem:
-            raise RequestError(
-                f"disk {self.slot}: no filesystem has the name {self.filesystem!r}",
-                HResult.INVALID_ARGUMENT,
-            )
+            raise refuse(f"no filesystem has the name {self.filesystem!r}")
         options.parse(self.options)
+
+
+def read_timeout(fields: Fields) -> float | None:
+    """Seconds that the host allows for the device, None if it does not say.
+
+    Raises:
+        MessageError: it is no number of milliseconds.
+    """
+    milliseconds = fields.integer("TimeoutInMs", maximum=_WORD)
+    return milliseconds / 1000 if milliseconds else None
+
+
+def _key(text: str) -> Key | None:
+    if not text:
+        return None
+    try:
+        value = base64.b64decode(text, validate=True)
+    except (ValueError, binascii.Error):  # whose words would be about the key
+        value = b""
+    if not 0 < len(value) <= _KEY_MAX:
+        raise RequestError(
+            f"the Key is not the base64 of 1 to {_KEY_MAX} bytes", HResult.INVALID_ARGUMENT
+        )
+    return Key(value)
+
+
+def _verity(fields: Fields) -> Verity:
+    root_hash = fields.string("RootHash").lower()
+    offset = fields.integer("HashOffset", maximum=(1 << 62))
+    if not _ROOT_HASH.fullmatch(root_hash) or offset % _SECTOR:
+        raise RequestError(
+            "Verity needs a RootHash of 32 to 128 hexadecimal digits and a HashOffset in "
+            f"whole sectors of {_SECTOR} bytes",
+            HResult.INVALID_ARGUMENT,
+        )
+    return Verity(root_hash, offset)
 
 
 def _checked_path(path: str) -> str:

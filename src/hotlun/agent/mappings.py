@@ -1,0 +1,109 @@
+"""The mapped devices over (a partition of) a disk: what each is called, and how all are closed.
+
+The name says the slot, the partition and the layer. So one that a predecessor of this
+agent left, killed between two steps, is found by the next request about the same disk,
+and closed; nothing has to be remembered for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from hotlun.agent import holders
+from hotlun.agent.errors import RequestError, words
+from hotlun.agent.scsi import BlockDevice
+from hotlun.bridge.messages import HResult
+
+if TYPE_CHECKING:
+    from hotlun.agent.devmapper import DeviceMapper
+    from hotlun.agent.kernel import Kernel
+    from hotlun.agent.settings import Slot
+    from hotlun.agent.uevents import Deadline, Uevents
+
+_LOOK_AGAIN = 0.05
+"""Seconds between attempts to close a device that is in use; its last close is not announced."""
+
+
+class Layers(NamedTuple):
+    """The names that mapped devices over this partition have, the outermost first."""
+
+    crypt: str
+    luks: str
+    verity: str
+    integrity: str
+
+    @classmethod
+    def over(cls, slot: Slot, partition: int) -> Layers:
+        stem = f"hotlun-{slot.controller}-{slot.lun}-p{partition}"
+        return cls(*(f"{stem}-{layer}" for layer in cls._fields))
+
+
+class Mappings:
+    """Finds and closes the layers of a partition.
+
+    Args:
+        uevents: hears of removed devices; listening already.
+    """
+
+    def __init__(self, kernel: Kernel, mapper: DeviceMapper, uevents: Uevents) -> None:
+        self.mapper = mapper
+        self._kernel = kernel
+        self._uevents = uevents
+
+    def top(self, slot: Slot, partition: int) -> BlockDevice | None:
+        """The device that is to be used, if the partition has any layer now."""
+        for name in Layers.over(slot, partition):
+            number = self.mapper.find(name)
+            if number is not None:
+                with contextlib.suppress(RequestError):  # it never got a table
+                    return self.device(slot, number)
+        return None
+
+    def device(self, slot: Slot, number: str) -> BlockDevice:
+        """A mapped device as everything else takes devices.
+
+        Raises:
+            RequestError: it is gone again.
+        """
+        try:
+            path = self._kernel.target(os.path.join(self._kernel.sys, "dev/block", number))
+        except OSError as error:
+            raise RequestError(f"the mapped device {number} is gone: {words(error)}") from error
+        name = os.path.basename(path)
+        return BlockDevice(slot, name, os.path.join(self._kernel.dev, name), number, path)
+
+    def close(self, slot: Slot, partition: int, deadline: Deadline, *, lazy: bool = False) -> None:
+        """Remove every layer that there is, the outermost first.
+
+        Args:
+            deadline: how long a device in use may take to become free.
+            lazy: do not wait: the kernel removes what is in use when its last user is gone.
+
+        Raises:
+            RequestError: one is in use, and by whom.
+        """
+        for name in Layers.over(slot, partition):
+            number = self.mapper.find(name)
+            if number is None or self.mapper.remove(name):
+                continue
+            if lazy:
+                self.mapper.remove(name, deferred=True)
+            else:
+                self._close_busy(name, self.device(slot, number), deadline)
+
+    def _close_busy(self, name: str, device: BlockDevice, deadline: Deadline) -> None:
+        removed = self._uevents.wait_until(
+            lambda: self.mapper.remove(name) or None,
+            device.name,
+            deadline,
+            look_again=_LOOK_AGAIN,
+        )
+        if not removed:
+            users = holders.users(self._kernel, device.sysfs)
+            raise RequestError(
+                f"{device}: {name} cannot be closed, it is in use: "
+                + ("; ".join(users) or "something in the kernel, or a process"),
+                HResult.INVALID_STATE,
+            )
