@@ -32,6 +32,7 @@ def test_flag_words_become_bits_and_the_rest_data_in_order() -> None:
         (["nosuid", "defaults"], options.MS_NOSUID),
         (["relatime", "norelatime"], 0),
         (["silent", "loud"], 0),
+        (["ro", "rw=1"], 0),
         (["noatime", "relatime"], options.MS_RELATIME),
         (["strictatime", "noatime"], options.MS_NOATIME),
         (["noatime", "nodiratime", "strictatime"], options.MS_NODIRATIME | options.MS_STRICTATIME),

@@ -132,7 +132,6 @@ def _new_mount(node: str, filesystem: str, asked: MountOptions, superblock: list
     context = syscalls.fsopen(filesystem)
     try:
         syscalls.set_parameter(context, f"source={node}")
-        # what we know comes last, as `rw=1` is for the kernel a word like `rw`
         for word in (*asked.data, *superblock):
             syscalls.set_parameter(context, word)
         syscalls.create_superblock(context)

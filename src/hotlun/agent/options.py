@@ -184,6 +184,8 @@ def parse(options: Iterable[str], filesystem: str = "", *, read_only: bool = Fal
     propagations = []
     data = []
     for option in options:
+        if option.startswith(("ro=", "rw=")):  # the kernel passes over the value
+            option = option[:2]
         recursive = MS_REC if option[:1] == "r" and option[1:] in _PROPAGATION else 0
         word = option[1:] if recursive else option
         if word in _PROPAGATION:
