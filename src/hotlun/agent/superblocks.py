@@ -32,7 +32,7 @@ FILESYSTEMS = frozenset(
 """Of the names that are given here, those that can be mounted."""
 
 PARTITION_TABLES = ("gpt", "dos", "PMBR")
-TRANSPARENT = ("linux_raid_member", "LVM2_member")
+TRANSPARENT = frozenset(("linux_raid_member", "LVM2_member"))
 """Containers whose content can show through where it is not to be touched: RAID with
 old metadata, or with those of version 1.0, keeps them at the end."""
 _TOLERANT = ("iso9660", "udf")
