@@ -77,7 +77,7 @@ def test_what_this_agent_cannot_do_is_refused_before_anything(member: str, code:
         {"path": "/" + "x/" * 3000},
         {"path": "/\ud800"},
         {"path": "/m0", "EnsureFilesystem": True},
-        {"path": "/m0", "EnsureFilesystem": True, "Filesystem": "btrfs"},
+        {"path": "/m0", "EnsureFilesystem": True, "Filesystem": "vfat"},
         {"path": "/m0", "Filesystem": "../ext4"},
         {"path": "/m0", "Options": ["remount"]},
     ],

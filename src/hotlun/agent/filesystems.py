@@ -124,7 +124,7 @@ def ensure(
     """
     with _claimed(kernel, device, deadline or Deadline(_CLAIM_TIMEOUT)) as claimed:
         names = _look(device).names
-        keep_off = preserve_data and names[:1] and names[0] in superblocks.TRANSPARENT
+        keep_off = preserve_data and not superblocks.TRANSPARENT.isdisjoint(names)
         if not keep_off and any(name in names for name in _SERVES.get(wanted, (wanted,))):
             return
         found = " and ".join(names)

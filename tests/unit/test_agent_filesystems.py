@@ -1,0 +1,332 @@
+"""A filesystem is made where it is wanted, and where nothing is lost by it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import subprocess
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from support.guest import DEADLINE, image_of
+from support.images import IMAGES, raid, write
+
+from hotlun.agent import filesystems, superblocks
+from hotlun.agent.errors import RequestError
+from hotlun.agent.kernel import Kernel
+from hotlun.agent.scsi import BlockDevice
+from hotlun.agent.settings import Slot
+from hotlun.agent.uevents import Deadline
+from hotlun.bridge.messages import HResult
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="loop devices need root"),
+]
+
+KERNEL = Kernel()
+NOT_BLANK = [name for name, (kind, _) in IMAGES.items() if kind]
+SERVED = {"ext4": ("ext2", "ext3", "ext4"), "xfs": ("xfs",), "btrfs": ("btrfs",)}
+
+
+@contextlib.contextmanager
+def disk(image: Path, *options: str) -> Iterator[BlockDevice]:
+    """A loop device as a disk in a slot."""
+    command = ["losetup", "--find", "--show", *options, str(image)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    node = done.stdout.strip()
+    name = os.path.basename(node)
+    sysfs = os.path.realpath(f"/sys/class/block/{name}")
+    try:
+        yield BlockDevice(Slot(0, 1), name, node, KERNEL.read(f"{sysfs}/dev"), sysfs)
+    finally:
+        subprocess.run(["losetup", "--detach", node], check=True)
+
+
+@contextlib.contextmanager
+def mounted(device: BlockDevice, path: Path) -> Iterator[Path]:
+    path.mkdir(exist_ok=True)
+    subprocess.run(["mount", device.node, str(path)], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
+
+
+def ensure(
+    device: BlockDevice,
+    wanted: str,
+    *,
+    read_only: bool = False,
+    preserve_data: bool = False,
+    seconds: float = DEADLINE,
+) -> None:
+    filesystems.ensure(
+        KERNEL,
+        device,
+        wanted,
+        read_only=read_only,
+        preserve_data=preserve_data,
+        deadline=Deadline(seconds),
+    )
+
+
+def digest(image: Path) -> str:
+    """Of all that is there; holes are passed over, most of an image being one."""
+    found = hashlib.sha256()
+    with image.open("rb") as file:
+        end = 0
+        with contextlib.suppress(OSError):  # ENXIO: nothing but a hole is left
+            while True:
+                start = os.lseek(file.fileno(), end, os.SEEK_DATA)
+                end = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+                for offset in range(start, end, 4096):
+                    part = os.pread(file.fileno(), min(4096, end - offset), offset)
+                    if part.strip(b"\0"):
+                        found.update(b"%d" % offset + part)
+    return found.hexdigest()
+
+
+@pytest.mark.parametrize("preserve_data", [False, True])
+@pytest.mark.parametrize("wanted", filesystems.MAKEABLE)
+def test_a_blank_disk_is_formatted_once(wanted: str, preserve_data: bool, tmp_path: Path) -> None:
+    """And then it is what it is: not a byte of it changes."""
+    image = image_of(tmp_path / "image", 320)
+    with disk(image) as device:
+        ensure(device, wanted, preserve_data=preserve_data)
+        assert filesystems.detect_mountable(device) == wanted
+        with mounted(device, tmp_path / "m") as path:
+            (path / "file").write_text("kept")
+        before = digest(image)
+        ensure(device, wanted, preserve_data=preserve_data)
+        assert digest(image) == before
+
+
+@pytest.mark.parametrize("name", NOT_BLANK)
+@pytest.mark.parametrize("wanted", filesystems.MAKEABLE)
+def test_what_is_recognised_is_preserved(wanted: str, name: str, tmp_path: Path) -> None:
+    """Whatever it is; the words say what. What serves as the wanted type is success."""
+    kind, make = IMAGES[name]
+    image = tmp_path / "image"
+    make(image)
+    before = digest(image)
+    with disk(image) as device:
+        if kind in SERVED[wanted]:
+            ensure(device, wanted, preserve_data=True)
+        else:
+            with pytest.raises(RequestError, match=f"holds {kind}.* to be preserved") as caught:
+                ensure(device, wanted, preserve_data=True)
+            assert caught.value.code == HResult.INVALID_STATE
+    assert digest(image) == before
+
+
+@pytest.mark.parametrize("name", NOT_BLANK)
+@pytest.mark.parametrize("wanted", filesystems.MAKEABLE)
+def test_another_kind_is_replaced(wanted: str, name: str, tmp_path: Path) -> None:
+    """That is what was asked for; nothing is left that could be taken for the old one."""
+    kind, make = IMAGES[name]
+    image = tmp_path / "image"
+    make(image)
+    os.truncate(image, max(image.stat().st_size, 320 << 20))
+    before = digest(image)
+    with disk(image) as device:
+        ensure(device, wanted)
+        if kind in SERVED[wanted]:
+            assert digest(image) == before
+        else:
+            assert filesystems.detect_mountable(device) == wanted
+
+
+@pytest.mark.parametrize("wanted", filesystems.MAKEABLE)
+def test_a_read_only_disk_is_never_formatted(wanted: str, tmp_path: Path) -> None:
+    """Whether the request says so or the kernel; the type that is there will do."""
+    blank = image_of(tmp_path / "blank", 320)
+    made = image_of(tmp_path / "made", 320)
+    before = digest(blank)
+    for option, read_only in (("--read-only", False), ("--nooverlap", True)):
+        with (
+            disk(blank, option) as device,
+            pytest.raises(RequestError, match="read-only and holds no known filesystem"),
+        ):
+            ensure(device, wanted, read_only=read_only)
+    with disk(made) as device:
+        filesystems.make(device, wanted)
+        ensure(device, wanted, read_only=True)
+    with disk(made, "--read-only") as device:
+        ensure(device, wanted)
+        other = "xfs" if wanted != "xfs" else "ext4"
+        with pytest.raises(RequestError, match=f"read-only and holds {wanted}: no {other}"):
+            ensure(device, other)
+    assert digest(blank) == before
+
+
+@pytest.mark.parametrize("readable", [0, 1 << 16, 1 << 20])
+@pytest.mark.parametrize("wanted", filesystems.MAKEABLE)
+def test_a_disk_that_cannot_be_read_is_not_formatted(
+    wanted: str, readable: int, tmp_path: Path
+) -> None:
+    """Nobody knows what is on it. (What the file behind it lacks cannot be read.)"""
+    image = image_of(tmp_path / "image", 320)
+    with disk(image) as device:
+        os.truncate(image, readable)
+        with pytest.raises(
+            RequestError, match="cannot be read, so what is on it is not known: Inp"
+        ):
+            ensure(device, wanted)
+        with pytest.raises(RequestError, match="cannot be read"):
+            filesystems.detect_mountable(device)
+    assert image.stat().st_size == readable
+    assert image.stat().st_blocks == 0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "offset", "mark"), [("xfs", 0x7E, b"\1"), ("btrfs", 0x10040, b"!")]
+)
+def test_what_was_never_finished_is_made_anew(
+    wanted: str, offset: int, mark: bytes, tmp_path: Path
+) -> None:
+    """An mkfs that was interrupted leaves nothing to keep, but something to recognise."""
+    image = image_of(tmp_path / "image", 320)
+    with disk(image) as device:
+        filesystems.make(device, wanted)
+    write(image, offset, mark)
+    with disk(image) as device:
+        with pytest.raises(RequestError, match=f"holds unfinished {wanted}, which is no filesys"):
+            filesystems.detect_mountable(device)
+        with pytest.raises(RequestError, match=f"holds unfinished {wanted}, and its data"):
+            ensure(device, wanted, preserve_data=True)
+        ensure(device, wanted)
+        assert filesystems.detect_mountable(device) == wanted
+        with mounted(device, tmp_path / "m"):
+            pass
+
+
+def test_a_wanted_type_beside_an_older_mark_is_kept(tmp_path: Path) -> None:
+    """Which is refused where it is not said as which to mount it."""
+    image = image_of(tmp_path / "image", 16, "mkfs.ext4", "-F", "-q", "-O", "^resize_inode")
+    write(image, 0x4000, b"SKUL\xba\xbe")
+    before = digest(image)
+    with disk(image) as device:
+        ensure(device, "ext4", preserve_data=True)
+        assert filesystems.detect(device) == "crypto_LUKS"
+        assert filesystems.detect(device, ("ext4",)) == "ext4"
+        with pytest.raises(RequestError, match="the marks of crypto_LUKS and ext4; say as which"):
+            filesystems.detect_mountable(device)
+    assert digest(image) == before
+
+
+def test_what_shows_through_a_raid_member_is_the_raids(tmp_path: Path) -> None:
+    """Mounted by itself it would differ from the other members."""
+    image = image_of(tmp_path / "image", 16, "mkfs.ext4", "-F", "-q")
+    raid(image, -0x2000)
+    before = digest(image)
+    with disk(image) as device:
+        with pytest.raises(RequestError, match="holds linux_raid_member and ext4, and its data"):
+            ensure(device, "ext4", preserve_data=True)
+        with pytest.raises(RequestError, match="the marks of linux_raid_member and ext4"):
+            filesystems.detect_mountable(device)
+        ensure(device, "ext4")
+    assert digest(image) == before
+
+
+def test_a_disk_in_use_is_not_formatted(tmp_path: Path) -> None:
+    """The words say who uses it; the type that is there will do all the same."""
+    image = image_of(tmp_path / "image", 320, "mkfs.ext4", "-F", "-q")
+    with disk(image) as device, mounted(device, tmp_path / "m"):
+        with pytest.raises(RequestError, match=f"not formatted: .*mounted at {tmp_path}/m"):
+            ensure(device, "xfs")
+        ensure(device, "ext4")
+    assert superblocks.detect(str(image)) == "ext4"
+
+
+@contextlib.contextmanager
+def other_maker(device: BlockDevice, content: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """An mkfs.ext4 that has the device already, and writes all its content at its end."""
+    program = content.with_name("mkfs.ext4")
+    program.write_text(
+        "#!/usr/bin/env python3\n"
+        "import os, sys\n"
+        "device = os.open(sys.argv[-1], os.O_RDWR | os.O_EXCL)\n"
+        "print('holding', flush=True)\n"
+        "sys.stdin.read()\n"
+        f"os.write(device, open({str(content)!r}, 'rb').read())\n"
+    )
+    program.chmod(0o755)
+    with subprocess.Popen(
+        [program, "-q", device.node], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"holding\n"
+        yield process
+        process.communicate()
+
+
+def test_another_mkfs_is_waited_for(tmp_path: Path) -> None:
+    """One that a killed agent has left: what it makes is what was asked for."""
+    content = image_of(tmp_path / "content", 16, "mkfs.ext4", "-F", "-q")
+    image = image_of(tmp_path / "image", 16)
+    with disk(image) as device:
+        with other_maker(device, content) as maker:
+            waiting = threading.Thread(target=ensure, args=(device, "ext4"))
+            waiting.start()
+            waiting.join(0.3)
+            assert waiting.is_alive()
+            maker.communicate()
+        waiting.join(DEADLINE)
+        assert not waiting.is_alive()
+    assert digest(image) == digest(content)
+
+
+def test_another_mkfs_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    """At the deadline it is named, and the disk is its own."""
+    content = image_of(tmp_path / "content", 16, "mkfs.ext4", "-F", "-q")
+    with disk(image_of(tmp_path / "image", 16)) as device, other_maker(device, content) as maker:
+        words = rf"process {maker.pid} \(python3\) has been formatting it .* after 0\.2 s"
+        with pytest.raises(RequestError, match=words) as caught:
+            ensure(device, "ext4", seconds=0.2)
+        assert caught.value.code == HResult.TIMEOUT
+
+
+@pytest.mark.parametrize(
+    ("wanted", "mebibytes", "reason"),
+    [("ext4", 0, "zero"), ("xfs", 16, "must be larger than 300MB"), ("btrfs", 16, "too small")],
+)
+def test_a_disk_that_is_too_small_is_told_of_in_mkfs_words(
+    wanted: str, mebibytes: int, reason: str, tmp_path: Path
+) -> None:
+    """And stays as it was, without mkfs's usage in the words."""
+    image = image_of(tmp_path / "image", mebibytes)
+    with disk(image) as device, pytest.raises(RequestError, match=reason) as caught:
+        ensure(device, wanted)
+    assert f"disk 0:1 ({device.name}): mkfs.{wanted} failed (1): " in str(caught.value)
+    assert "usage" not in str(caught.value).lower()
+    assert image.stat().st_blocks == 0
+
+
+def test_arguments_go_to_mkfs(tmp_path: Path) -> None:
+    """After the usual ones, so that they count."""
+    image = image_of(tmp_path / "image", 16)
+    with disk(image) as device:
+        filesystems.make(device, "ext4", ("-O", "^has_journal", "-L", "label"))
+        done = subprocess.run(["dumpe2fs", "-h", device.node], check=True, capture_output=True)
+    assert b"label" in done.stdout
+    assert b"has_journal" not in done.stdout
+
+
+@pytest.mark.parametrize("wanted", filesystems.MAKEABLE)
+def test_a_big_disk_costs_little(wanted: str, tmp_path: Path) -> None:
+    """A TiB: nothing is written that can wait, and nothing discarded."""
+    image = image_of(tmp_path / "image", 1 << 20)
+    with disk(image) as device:
+        ensure(device, wanted)
+        with mounted(device, tmp_path / "m"):
+            pass
+    # For xfs that is its log, which is half a GiB on so big a disk; here it is not written
+    # but allocated.
+    assert image.stat().st_blocks * 512 < 600 << 20
