@@ -126,6 +126,26 @@ def test_what_is_recognised_is_preserved(wanted: str, name: str, tmp_path: Path)
     assert digest(image) == before
 
 
+def test_a_blank_disk_can_be_asked_for(tmp_path: Path) -> None:
+    """By those who will write to it in another way than by `ensure`."""
+    image = image_of(tmp_path / "image", 16)
+    with disk(image) as device:
+        filesystems.check_blank(device, "xfs")
+        filesystems.make(device, "ext4")
+        with pytest.raises(RequestError, match=r"holds ext4, and its data .* no xfs was made"):
+            filesystems.check_blank(device, "xfs")
+
+
+def test_a_maker_is_a_program_or_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Which can be known before anything is written."""
+    with disk(image_of(tmp_path / "image", 16)) as device:
+        filesystems.check_maker(device, "btrfs")
+        with monkeypatch.context() as patch:
+            patch.setenv("PATH", str(tmp_path))
+            with pytest.raises(RequestError, match=r"this guest has no mkfs\.btrfs"):
+                filesystems.check_maker(device, "btrfs")
+
+
 @pytest.mark.parametrize("name", NOT_BLANK)
 @pytest.mark.parametrize("wanted", filesystems.MAKEABLE)
 def test_another_kind_is_replaced(wanted: str, name: str, tmp_path: Path) -> None:

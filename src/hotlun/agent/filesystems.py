@@ -133,12 +133,8 @@ def ensure(
                 f"{device} is read-only and holds {found or 'no known filesystem'}: "
                 f"no {wanted} can be made on it"
             )
-        if found and preserve_data:
-            raise RequestError(
-                f"{device} holds {found}, and its data is to be preserved: "
-                f"no {wanted} was made on it",
-                HResult.INVALID_STATE,
-            )
+        if preserve_data:
+            _refuse_data(device, names, wanted)
         if not claimed:
             users = holders.users(kernel, device.sysfs)
             raise RequestError(
@@ -177,13 +173,7 @@ def check_blank(device: BlockDevice, wanted: str) -> None:
     Raises:
         RequestError: it holds something, or cannot be read.
     """
-    names = _look(device).names
-    if names:
-        raise RequestError(
-            f"{device} holds {' and '.join(names)}, and its data is to be preserved: "
-            f"no {wanted} was made on it",
-            HResult.INVALID_STATE,
-        )
+    _refuse_data(device, _look(device).names, wanted)
 
 
 def _maker(device: BlockDevice, wanted: str) -> tuple[str, ...]:
@@ -201,6 +191,15 @@ def _look(device: BlockDevice) -> Content:
         raise RequestError(
             f"{device} cannot be read, so what is on it is not known: {words(error)}"
         ) from error
+
+
+def _refuse_data(device: BlockDevice, names: Sequence[str], wanted: str) -> None:
+    if names:
+        raise RequestError(
+            f"{device} holds {' and '.join(names)}, and its data is to be preserved: "
+            f"no {wanted} was made on it",
+            HResult.INVALID_STATE,
+        )
 
 
 def _is_read_only(kernel: Kernel, device: BlockDevice) -> bool:
