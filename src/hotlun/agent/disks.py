@@ -70,19 +70,22 @@ class Disks:
         timeout = self._timeout if settings.timeout is None else settings.timeout
         deadline = Deadline(timeout, wanted)
         if not settings.path:
-            self._wait_for(settings, deadline)
+            self._scsi.wait_for(settings.slot, settings.partition, deadline, settings.identity)
             return
         with self._mounts.claim(settings.path) as place:
             if self._is_done(settings, place):
                 _log.debug("disk %s is at %s already", settings.slot, place)
                 return
             self._mounts.check_free(place, link=settings.block_device)
-            device = self._wait_for(settings, deadline)
-            with self._opened(settings, device) as opened:
+            slot, partition = settings.slot, settings.partition
+            with (
+                self._scsi.hold(slot, partition, deadline, settings.identity) as device,
+                self._opened(settings, device) as used,
+            ):
                 if settings.block_device:
-                    self._mounts.link(opened, place)
+                    self._mounts.link(used, place)
                 else:
-                    self._mount(settings, opened, place)
+                    self._mount(settings, used, place, deadline)
             _log.debug("%s is at %s", device, place)
 
     def unmount(self, settings: DiskSettings) -> None:
@@ -118,9 +121,6 @@ class Disks:
         """
         self._scsi.unplug(slot, Deadline(self._timeout if timeout is None else timeout))
         _log.debug("disk %s is unplugged", slot)
-
-    def _wait_for(self, settings: DiskSettings, deadline: Deadline) -> BlockDevice:
-        return self._scsi.wait_for(settings.slot, settings.partition, deadline)
 
     def _is_done(self, settings: DiskSettings, place: Place) -> bool:
         """Whether the same was asked for before, and is done.
@@ -201,7 +201,9 @@ class Disks:
                 HResult.INVALID_ARGUMENT,
             )
 
-    def _mount(self, settings: DiskSettings, device: BlockDevice, place: Place) -> None:
+    def _mount(
+        self, settings: DiskSettings, device: BlockDevice, place: Place, deadline: Deadline
+    ) -> None:
         """Mount the device, or what lies over it, with the filesystem that it is to have."""
         filesystem = settings.filesystem
         if filesystem:
@@ -215,6 +217,7 @@ class Disks:
                 filesystem,
                 read_only=settings.read_only,
                 preserve_data=settings.preserve_data,
+                deadline=deadline,
             )
         self._mounts.mount(
             device,

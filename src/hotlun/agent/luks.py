@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 TYPE = "crypto_LUKS"
 """libblkid's name for it."""
 
+_ALONE = ("--batch-mode", "--disable-locks")
+"""One request at a time has a disk; cryptsetup's own locks leave a directory in /run."""
 _FORMAT = (
-    *("luksFormat", "--batch-mode", "--type", "luks2", "--key-file", "-"),
+    *("luksFormat", *_ALONE, "--type", "luks2", "--key-file", "-"),
     *("--cipher", "aes-xts-plain64", "--key-size", "512", "--pbkdf", "argon2id"),
     # The cost of trying a key: fixed, as to measure takes seconds and gives an emulated or
     # busy guest a cost that nobody should rely on. RFC 9106's second choice is 3 and 64 MiB.
     *("--pbkdf-memory", "65536", "--pbkdf-force-iterations", "4", "--pbkdf-parallel", "1"),
 )
-_OPEN = ("open", "--type", "luks", "--batch-mode", "--key-file", "-")
+_OPEN = ("open", *_ALONE, "--type", "luks", "--key-file", "-")
 _WRONG_KEY = 2
 """cryptsetup's exit status for "no permission (bad passphrase)", and for that alone."""
 

@@ -40,6 +40,7 @@ FEATURES = [
     messages.FEATURE_OPTIONS,
     messages.FEATURE_FILESYSTEMS,
     messages.FEATURE_PRESERVE_DATA,
+    messages.FEATURE_IDENTITY,
     messages.FEATURE_KEYS,
     messages.FEATURE_VERITY,
     messages.FEATURE_LAZY_UNMOUNT,

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from hotlun.agent import options
 from hotlun.agent.errors import RequestError
 from hotlun.agent.filesystems import MAKEABLE
+from hotlun.agent.vpd import Identity
 from hotlun.bridge.messages import HResult
 
 if TYPE_CHECKING:
@@ -59,13 +60,6 @@ class Slot(NamedTuple):
         return cls(
             fields.integer("Controller", maximum=_BYTE), fields.integer("Lun", maximum=_BYTE)
         )
-
-
-class Identity(NamedTuple):
-    """What the host says that the disk is known by; what it does not say is not asked for."""
-
-    serial: str
-    size: int | None
 
 
 class Verity(NamedTuple):
