@@ -16,7 +16,7 @@ from support.guest import DEADLINE
 
 from hotlun.agent.errors import RequestError
 from hotlun.agent.links import SocketLink
-from hotlun.agent.server import Server
+from hotlun.agent.server import FEATURES, Server
 from hotlun.bridge import messages
 from hotlun.bridge.frames import DEFAULT_LIMIT, HEADER, Frame, FrameDecoder, encode
 from hotlun.bridge.messages import NULL_ID, HResult, MessageType
@@ -42,8 +42,8 @@ class ScriptedDisks:
     def unmount(self, settings: DiskSettings) -> None:
         self._do("unmount", settings.path, settings.slot)
 
-    def unplug(self, slot: Slot) -> None:
-        self._do("unplug", "", slot)
+    def unplug(self, slot: Slot, timeout: float | None) -> None:
+        self._do("unplug", "" if timeout is None else f"within {timeout:g} s", slot)
 
     def _do(self, verb: str, path: str, slot: Slot) -> None:
         self.at.get(path, lambda: None)()
@@ -134,9 +134,7 @@ def test_negotiate_announces_what_is_there(host: Host) -> None:
         "Capabilities": {
             "SupportedSchemaVersions": [{"Major": 2, "Minor": 1}],
             "RuntimeOsType": "Linux",
-            "GuestDefinedCapabilities": {
-                "Hotlun": {"Version": 1, "Features": ["options", "filesystems"]}
-            },
+            "GuestDefinedCapabilities": {"Hotlun": {"Version": 1, "Features": FEATURES}},
         },
     }
 
@@ -180,6 +178,13 @@ def test_negotiate_comes_first_and_once(host: Host, disks: ScriptedDisks) -> Non
     assert disks.done == ["mount 0:0 /m"]
 
 
+def test_every_feature_has_its_word_once() -> None:
+    """A host asks for nothing that is not in the list, so what the agent has must be."""
+    words = {value for name, value in vars(messages).items() if name.startswith("FEATURE_")}
+    assert set(FEATURES) <= words
+    assert len(FEATURES) == len(set(FEATURES))
+
+
 def test_each_link_negotiates_for_itself(server: Server, host: Host) -> None:
     """Nothing of one connection is true of the next."""
     host.negotiate()
@@ -196,6 +201,7 @@ def test_the_three_verbs_reach_the_disk(host: Host, disks: ScriptedDisks) -> Non
         ("", "MappedVirtualDisk", {"mountpath": "//run/./m1/", "LUN": 2, "Unheard": {"of": [1]}}),
         ("Remove", "MappedVirtualDisk", {"MountPath": "/run/m0", "Encrypted": True}),
         ("Remove", "SCSIDevice", {}),
+        ("Remove", "SCSIDevice", {"Lun": 3, "TimeoutInMs": 1500}),
     ):
         document = modification(kind, resource, settings)
         assert host.code(MessageType.MODIFY_SETTINGS, document) == HResult.OK
@@ -204,6 +210,7 @@ def test_the_three_verbs_reach_the_disk(host: Host, disks: ScriptedDisks) -> Non
         "mount 0:2 /run/m1",
         "unmount 0:0 /run/m0",
         "unplug 0:0",
+        "unplug 0:3 within 1.5 s",
     ]
 
 
@@ -226,7 +233,15 @@ def test_the_three_verbs_reach_the_disk(host: Host, disks: ScriptedDisks) -> Non
             modification("Add", "MappedVirtualDisk", {"Filesystem": "\ud800"}),
             HResult.INVALID_ARGUMENT,
         ),
-        (modification("Add", "MappedVirtualDisk", {"Encrypted": True}), HResult.NOT_IMPLEMENTED),
+        (modification("Add", "MappedVirtualDisk", {"Encrypted": True}), HResult.INVALID_ARGUMENT),
+        (modification("Add", "MappedVirtualDisk", {"Key": "c2VjcmV0!"}), HResult.INVALID_ARGUMENT),
+        (modification("Remove", "MappedVirtualDisk", {"Key": 7}), HResult.INVALID_JSON),
+        (
+            modification("Remove", "MappedVirtualDisk", {"Verity": {"RootHash": "no"}}),
+            HResult.INVALID_ARGUMENT,
+        ),
+        (modification("Add", "MappedVirtualDisk", {"Size": 1 << 64}), HResult.INVALID_JSON),
+        (modification("Remove", "SCSIDevice", {"TimeoutInMs": -1}), HResult.INVALID_JSON),
         (modification("Update", "MappedVirtualDisk", {}), HResult.FAIL),
         (modification("Add", "SCSIDevice", {}), HResult.FAIL),
         (modification("Add", "CombinedLayers", {}), HResult.FAIL),
