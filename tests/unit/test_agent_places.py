@@ -252,27 +252,50 @@ class Swapped:
         self.folder.symlink_to(self.victim)
 
 
-@pytest.mark.parametrize("moment", ["claimed", "looked at"])
 @pytest.mark.parametrize("below", ["m0", "deep/er/m0"])
 def test_a_folder_that_becomes_a_link_is_not_followed(
-    places: Places, tmp_path: Path, moment: str, below: str
+    places: Places, tmp_path: Path, below: str
 ) -> None:
-    """It is worked in where it is now, or not at all; never where the link leads."""
+    """It is worked in where it is now, never where the link leads."""
     swapped = Swapped(tmp_path)
     with places.claim(str(swapped.folder / below)) as place:
-        if moment == "looked at":
-            assert place.stack() is None
         swapped.swap()
-        if moment == "looked at":
-            os.close(place.make_directory())
-            assert (swapped.away / below).is_dir()
-            assert not place.is_reached()
-        else:
-            with pytest.raises(RequestError, match="folder exists already and is no directory"):
-                place.make_directory()
+        os.close(place.make_directory())
+        assert (swapped.away / below).is_dir()
+        assert not place.is_reached()
         place.clear()
     assert list(swapped.victim.iterdir()) == []
     assert list(swapped.away.iterdir()) == []
+
+
+def test_a_link_in_the_place_of_a_removed_folder_is_not_followed(
+    places: Places, tmp_path: Path
+) -> None:
+    """The way is walked again, and ends there."""
+    swapped = Swapped(tmp_path)
+    with places.claim(str(swapped.folder / "m0")) as place:
+        swapped.swap()
+        swapped.away.rmdir()
+        with pytest.raises(RequestError, match="folder exists already and is no directory"):
+            place.make_directory()
+    assert list(swapped.victim.iterdir()) == []
+
+
+def test_a_link_to_nowhere_is_no_directory(places: Places, tmp_path: Path) -> None:
+    """What it leads to is not made."""
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(RequestError, match=f"{tmp_path}/link exists already and is no directory"):
+        make(places, tmp_path / "link/m0")
+    clear(places, tmp_path / "link/m0")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_folder_called_deleted_is_one(places: Places, tmp_path: Path) -> None:
+    """The kernel says so of what is removed; of what is only called so, too."""
+    (tmp_path / "run (deleted)").mkdir()
+    with places.claim(str(tmp_path / "run (deleted)/m0")) as place:
+        assert place.path == str(tmp_path / "run (deleted)/m0")
+        assert place.is_reached()
 
 
 def test_what_is_removed_is_not_where_a_link_leads(places: Places, tmp_path: Path) -> None:

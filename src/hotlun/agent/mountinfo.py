@@ -10,6 +10,7 @@ import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from hotlun.agent import syscalls
 from hotlun.agent.kernel import check_absent
 
 if TYPE_CHECKING:
@@ -59,8 +60,11 @@ def mount_of(kernel: Kernel, descriptor: int) -> str:
     """The id of the mount that an open file of our own is on.
 
     Raises:
-        OSError: this kernel does not tell.
+        OSError: the file is not open.
     """
+    number = syscalls.mount_id(descriptor)
+    if number is not None:
+        return str(number)
     info = kernel.read(os.path.join(kernel.proc, "self/fdinfo", str(descriptor)))
     return info.partition("mnt_id:")[2].split(maxsplit=1)[0]
 
@@ -73,7 +77,7 @@ def stack(text: str, top: str, base: str) -> list[Mount]:
     """
     mounts: list[Mount] = []
     while top != base:
-        mount = next((mount for mount in parse(text, f"{top} ") if mount.id == top), None)
+        mount = next(parse(text, f"{top} ", at_start=True), None)
         if mount is None or mount in mounts:
             break
         mounts.append(mount)
@@ -86,10 +90,14 @@ def mounted_on(text: str, mount: Mount) -> list[Mount]:
     return [other for other in parse(text, f" {mount.id} ") if other.parent == mount.id]
 
 
-def parse(text: str, containing: str = "") -> Iterator[Mount]:
-    """The mounts, oldest first; with `containing`, those whose line has that in it."""
+def parse(text: str, containing: str = "", *, at_start: bool = False) -> Iterator[Mount]:
+    """The mounts, oldest first; with `containing`, those whose line has that in it.
+
+    Args:
+        at_start: only at the start of the line.
+    """
     for line in text.split("\n"):
-        if containing in line:
+        if line.startswith(containing) if at_start else containing in line:
             before, _, after = line.partition(" - ")
             fields, more = before.split(" "), after.split(" ")
             if len(fields) >= 6 and len(more) >= 2:

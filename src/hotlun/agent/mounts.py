@@ -203,6 +203,9 @@ class Mounts:
                     f"{top.source} is mounted at {place}, on top of {whose}; it was left alone"
                 )
             self._unmount(top, devices, place, lazy, deadline)
+            stack = stack[1:]
+            if not stack:
+                break
         if not stack:
             place.clear()
 

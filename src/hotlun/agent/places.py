@@ -37,6 +37,9 @@ _LABEL = "trusted.hotlun"
 
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ABSENT = (errno.ENOENT, errno.ENAMETOOLONG)
+_DELETED = " (deleted)"
+"""The kernel's remark behind the path of what was removed."""
+
 _TRIES = 10
 """To make a directory in one that somebody else removes each time."""
 
@@ -58,44 +61,36 @@ class Places:
         Raises:
             RequestError: another request is busy with it, or somebody changes where it leads.
         """
-        parent, name = os.path.split(path)
-        try:
-            path = os.path.join(os.path.realpath(parent), name)
-        except OSError as error:  # a link that was there and is not any more
-            raise RequestError(f"where {path} leads is not known: {words(error)}") from error
-        with self.lock:
-            if path in self.claimed:
-                raise RequestError(f"{path} is being worked on by another request")
-            self.claimed.add(path)
         place = Place(self, path)
         try:
-            yield place
+            with self.lock:
+                if place.path in self.claimed:
+                    raise RequestError(f"{place} is being worked on by another request")
+                self.claimed.add(place.path)
+            try:
+                yield place
+            finally:
+                with self.lock:
+                    self.claimed.remove(place.path)
         finally:
             place.close()
-            with self.lock:
-                self.claimed.remove(path)
 
 
 class Place:
-    """A path that is ours for a while, and as much of the way there as exists."""
+    """A path that is ours for a while, and as much of the way there as exists.
+
+    Attributes:
+        path: with the links resolved that were there when it was claimed.
+    """
 
     def __init__(self, places: Places, path: str) -> None:
-        self.path = path
         self._places = places
-        *self._folders, self._name = self._parts = path.split("/")[1:]
-        self._folder = -1
+        self._folder, folder, missing = _reach(*os.path.split(path))
         """The last of the folders that exists, by a descriptor."""
-        self._depth = 0
+        self.path = os.path.join(folder, *missing)
+        *self._folders, self._name = self._parts = self.path.split("/")[1:]
+        self._depth = len(self._parts) - len(missing)
         """How many parts of the path lead to it."""
-
-    def __str__(self) -> str:
-        return self.path
-
-    def close(self) -> None:
-        """Let go of the folder; what is done next starts from the root again."""
-        if self._folder >= 0:
-            os.close(self._folder)
-        self._folder, self._depth = -1, 0
 
     @property
     def parent(self) -> int | None:
@@ -103,6 +98,15 @@ class Place:
         if self._folder < 0:
             self._walk()
         return self._folder if self._depth == len(self._folders) else None
+
+    def close(self) -> None:
+        """Let go of the folder; what is done next starts from the root again."""
+        if self._folder >= 0:
+            os.close(self._folder)
+        self._folder, self._depth = -1, 0
+
+    def __str__(self) -> str:
+        return self.path
 
     @property
     def target(self) -> str:
@@ -293,6 +297,28 @@ class Place:
     def _here(self) -> str:
         """The first part of the path behind the folder that was reached."""
         return "/" + "/".join(self._parts[: self._depth + 1])
+
+
+def _reach(folder: str, *missing: str) -> tuple[int, str, tuple[str, ...]]:
+    """The last folder of a path that exists, and where it is; then what is behind it.
+
+    Raises:
+        RequestError: one is there and cannot be entered.
+    """
+    while True:
+        try:
+            found = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno not in (*_ABSENT, errno.ENOTDIR):
+                check_absent(error)
+                raise RequestError(f"{folder} cannot be entered: {words(error)}") from error
+        else:
+            where = os.readlink(syscalls.path_of(found))
+            if not where.endswith(_DELETED) or os.path.exists(where):
+                return found, where, missing
+            os.close(found)
+        folder, part = os.path.split(folder)
+        missing = (part, *missing)
 
 
 def _is_ours(status: os.stat_result) -> bool:

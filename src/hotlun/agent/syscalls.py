@@ -10,6 +10,7 @@ import ctypes
 import errno
 import functools
 import os
+import struct
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,6 +32,12 @@ _AT_EMPTY_PATH = 0x1000
 
 _MESSAGE_MAX = 4096
 
+# include/uapi/linux/stat.h
+_STATX_MNT_ID = 0x1000
+_STATX_SIZE = 256
+_STX_MASK = struct.Struct("I")  # at the start
+_STX_MNT_ID = struct.Struct("144xQ")
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (
     ctypes.c_char_p,
@@ -40,6 +47,15 @@ _libc.mount.argtypes = (
     ctypes.c_char_p,
 )
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+_statx = getattr(_libc, "statx", None)  # since glibc 2.28 and musl 1.2; the number differs
+if _statx is not None:
+    _statx.argtypes = (
+        ctypes.c_int,
+        ctypes.c_char_p,
+        ctypes.c_int,
+        ctypes.c_uint,
+        ctypes.c_char_p,
+    )
 
 
 def _syscall(number: int, *arguments: Any) -> Callable[..., int]:
@@ -183,6 +199,19 @@ def uncovered(directory: int) -> int:
     """
     flags = _OPEN_TREE_CLONE | _AT_EMPTY_PATH | os.O_CLOEXEC
     return _descriptor(_open_tree(directory, b"", flags), path_of(directory))
+
+
+def mount_id(descriptor: int) -> int | None:
+    """statx(2): the mount that a file is on; None if this does not tell.
+
+    So it is before Linux 5.8, and on some filesystems whose disk is gone.
+    """
+    found = ctypes.create_string_buffer(_STATX_SIZE)
+    if _statx is None or _statx(descriptor, b"", _AT_EMPTY_PATH, _STATX_MNT_ID, found):
+        return None
+    (mask,) = _STX_MASK.unpack_from(found)
+    (number,) = _STX_MNT_ID.unpack_from(found)
+    return number if mask & _STATX_MNT_ID else None
 
 
 def knows_filesystem(name: str) -> bool:
