@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
+import struct
 import subprocess
 import threading
 import time
@@ -31,6 +33,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="loop devices and mount(2) need root"),
 ]
 
+XFS_IOC_GOINGDOWN = 0x8004587D
 DIGEST = b"as asked"
 MAKERS = {
     "ext4": (16, ("mkfs.ext4", "-F", "-q")),
@@ -112,6 +115,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), filesystem)
 
         monkeypatch.setattr(syscalls, "fsopen", fsopen)
+        monkeypatch.setattr(syscalls, "look", lambda folder, name: None)
     return str(request.param)
 
 
@@ -510,6 +514,20 @@ def test_a_disk_and_what_is_mapped_to_it_go_together(disk: Disk, tmp_path: Path)
         disk.unmount(path, mapped.device)
         assert mounted_at(path) == []
         assert not path.exists()
+
+
+def test_a_filesystem_that_is_shut_down_is_unmounted(tmp_path: Path) -> None:
+    """As an xfs is whose disk is gone: its root says nothing about itself any more."""
+    with disk_of("xfs", tmp_path) as disk:
+        disk.mount(tmp_path / "run/m0")
+        root = os.open(tmp_path / "run/m0", os.O_RDONLY)
+        fcntl.ioctl(root, XFS_IOC_GOINGDOWN, struct.pack("I", 2))
+        os.close(root)
+        with pytest.raises(OSError, match="Input/output"):
+            (tmp_path / "run/m0").stat()
+        assert disk.mount(tmp_path / "run/m0")
+        disk.unmount(tmp_path / "run/m0")
+        assert not (tmp_path / "run").exists()
 
 
 def test_what_an_unmount_left_the_next_one_removes(disk: Disk, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from hotlun.agent import syscalls
 from hotlun.agent.kernel import check_absent
 
 if TYPE_CHECKING:
@@ -62,27 +61,19 @@ def mount_of(kernel: Kernel, descriptor: int) -> str:
     Raises:
         OSError: the file is not open.
     """
-    number = syscalls.mount_id(descriptor)
-    if number is not None:
-        return str(number)
     info = kernel.read(os.path.join(kernel.proc, "self/fdinfo", str(descriptor)))
     return info.partition("mnt_id:")[2].split(maxsplit=1)[0]
 
 
-def stack(text: str, top: str, base: str) -> list[Mount]:
-    """The mounts that lie on one another, from the id of the one in sight down.
-
-    Args:
-        base: the id of the one that they all lie on, which is not given.
-    """
+def stack(text: str, top: str) -> list[Mount]:
+    """The mounts that lie on one another at one path, from the id of the one in sight down."""
     mounts: list[Mount] = []
-    while top != base:
+    while True:
         mount = next(parse(text, f"{top} ", at_start=True), None)
-        if mount is None or mount in mounts:
-            break
+        if mount is None or mount in mounts or (mounts and mount.path != mounts[0].path):
+            return mounts
         mounts.append(mount)
         top = mount.parent
-    return mounts
 
 
 def mounted_on(text: str, mount: Mount) -> list[Mount]:

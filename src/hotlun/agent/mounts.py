@@ -21,7 +21,6 @@ from hotlun.agent.places import Places
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from contextlib import AbstractContextManager
 
     from hotlun.agent.kernel import Kernel
     from hotlun.agent.mountinfo import Mount
@@ -43,8 +42,8 @@ class Mounts:
         self._kernel = kernel
         self._places = Places(kernel)
 
-    def claim(self, path: str) -> AbstractContextManager[Place]:
-        """Have the path for one request alone; what else is here asks for it.
+    def claim(self, path: str) -> Place:
+        """The path for one request alone, until the end of its `with`.
 
         Raises:
             RequestError: another request is busy with it.
@@ -73,10 +72,7 @@ class Mounts:
         Raises:
             RequestError: something else is mounted there, or the device otherwise.
         """
-        try:
-            stack = place.stack()
-        except NotADirectoryError:
-            stack = None
+        stack = place.stack()
         if not stack:
             return False
         if not stack[0].is_of(device.number, device.node):
@@ -109,17 +105,14 @@ class Mounts:
         Raises:
             RequestError: something is mounted there, or it is no directory.
         """
-        try:
-            stack = place.stack()
-        except NotADirectoryError as error:
-            if link and place.link_target() is not None:
-                return
-            raise RequestError(
-                f"{place} exists already" + ("" if link else " and is no directory")
-            ) from error
-        if stack:
-            raise RequestError(_in_use(place, stack))
-        if link and stack is not None:
+        seen = place.look()
+        if seen is None or (link and place.link_target() is not None):
+            return
+        if not seen.is_directory:
+            raise RequestError(f"{place} exists already" + ("" if link else " and is no directory"))
+        if seen.mount:
+            raise RequestError(_in_use(place, place.stack()))
+        if link:
             raise RequestError(f"{place} exists already")
 
     def mount(
@@ -190,24 +183,21 @@ class Mounts:
             RequestError: the mount is busy, or out of sight below another device's.
         """
         while True:
-            try:
+            seen = place.look()
+            if seen is None or not seen.mount:
+                break
+            if seen.device not in [device.number for device in devices]:
                 stack = place.stack()
-            except NotADirectoryError:
-                stack = None
-            if not stack or not any(self._is_of(mount, devices) for mount in stack):
-                break
-            top = stack[0]
-            if not self._is_of(top, devices):
-                whose = devices[0] if devices else "the disk asked for"
-                raise RequestError(
-                    f"{top.source} is mounted at {place}, on top of {whose}; it was left alone"
-                )
-            self._unmount(top, devices, place, lazy, deadline)
-            stack = stack[1:]
-            if not stack:
-                break
-        if not stack:
-            place.clear()
+                if not any(self._is_of(mount, devices) for mount in stack):
+                    return
+                if not self._is_of(stack[0], devices):
+                    whose = devices[0] if devices else "the disk asked for"
+                    raise RequestError(
+                        f"{stack[0].source} is mounted at {place}, on top of {whose}; "
+                        "it was left alone"
+                    )
+            self._unmount(place, devices, lazy, deadline)
+        place.clear()
 
     def link(self, device: BlockDevice, place: Place) -> None:
         """Make the path a symbolic link to the device's node, if it is not.
@@ -252,31 +242,28 @@ class Mounts:
         return not os.path.exists(os.path.join(self._kernel.sys, "dev/block", mount.number))
 
     def _unmount(
-        self,
-        top: Mount,
-        devices: Sequence[BlockDevice],
-        place: Place,
-        lazy: bool,
-        deadline: Deadline,
+        self, place: Place, devices: Sequence[BlockDevice], lazy: bool, deadline: Deadline
     ) -> None:
+        """Unmount what is in sight at the place."""
         pause, longest = _PAUSES
-        what = f"{devices[0] if devices else top.source} cannot be unmounted from {place}"
         while True:
             try:
                 syscalls.unmount(place.target)
                 return
             except OSError as error:
                 if error.errno != errno.EBUSY:
-                    raise RequestError(f"{what}: {words(error)}") from error
-            if lazy and not mountinfo.mounted_on(self._mountinfo(), top):
-                syscalls.unmount(place.target, syscalls.MNT_DETACH)
-                return
+                    raise _not_unmounted(place, devices, words(error)) from error
             left = deadline.remaining()
-            if not left:
-                by = holders.keeping_busy(self._kernel, top, self._mountinfo())
-                raise RequestError(
-                    f"{what}: {os.strerror(errno.EBUSY)}" + (f": {'; '.join(by)}" if by else "")
-                )
+            if not left or lazy:
+                text = self._mountinfo()
+                stack = place.stack()
+                if lazy and stack and not mountinfo.mounted_on(text, stack[0]):
+                    syscalls.unmount(place.target, syscalls.MNT_DETACH)
+                    return
+                if not left:
+                    by = holders.keeping_busy(self._kernel, stack[0], text) if stack else []
+                    reason = os.strerror(errno.EBUSY) + (f": {'; '.join(by)}" if by else "")
+                    raise _not_unmounted(place, devices, reason)
             time.sleep(min(pause, left))
             pause = min(2 * pause, longest)
 
@@ -285,7 +272,13 @@ class Mounts:
 
 
 def _in_use(place: Place, stack: list[Mount]) -> str:
-    return f"{place} is in use: {stack[0].source} is mounted there"
+    source = stack[0].source if stack else "something"
+    return f"{place} is in use: {source} is mounted there"
+
+
+def _not_unmounted(place: Place, devices: Sequence[BlockDevice], reason: str) -> RequestError:
+    what = devices[0] if devices else "what is left of its disk"
+    return RequestError(f"{what} cannot be unmounted from {place}: {reason}")
 
 
 def _check_reached(place: Place) -> None:

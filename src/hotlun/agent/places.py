@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, TypeVar
 from hotlun.agent import mountinfo, syscalls
 from hotlun.agent.errors import RequestError, words
 from hotlun.agent.kernel import check_absent
+from hotlun.agent.syscalls import Seen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from hotlun.agent.kernel import Kernel
     from hotlun.agent.mountinfo import Mount
@@ -54,26 +55,26 @@ class Places:
         self.lock = threading.Lock()
         self.claimed: set[str] = set()
 
-    @contextlib.contextmanager
-    def claim(self, path: str) -> Iterator[Place]:
-        """Have the path for one request alone, its directories' links resolved.
+    def claim(self, path: str) -> Place:
+        """The path for one request alone, from now until the end of its `with`.
 
         Raises:
-            RequestError: another request is busy with it, or somebody changes where it leads.
+            RequestError: another request is busy with it, or a folder cannot be entered.
         """
         place = Place(self, path)
-        try:
-            with self.lock:
-                if place.path in self.claimed:
-                    raise RequestError(f"{place} is being worked on by another request")
-                self.claimed.add(place.path)
-            try:
-                yield place
-            finally:
-                with self.lock:
-                    self.claimed.remove(place.path)
-        finally:
+        with self.lock:
+            is_free = place.path not in self.claimed
+            self.claimed.add(place.path)
+        if not is_free:
             place.close()
+            raise RequestError(f"{place} is being worked on by another request")
+        return place
+
+    def release(self, place: Place) -> None:
+        """Let others have the path."""
+        place.close()
+        with self.lock:
+            self.claimed.remove(place.path)
 
 
 class Place:
@@ -92,6 +93,15 @@ class Place:
         self._depth = len(self._parts) - len(missing)
         """How many parts of the path lead to it."""
 
+    def __enter__(self) -> Place:  # noqa: PYI034 - `Self` came with Python 3.11
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._places.release(self)
+
+    def __str__(self) -> str:
+        return self.path
+
     @property
     def parent(self) -> int | None:
         """The folder that it is in, by a descriptor that stays ours; None if there is none."""
@@ -104,9 +114,6 @@ class Place:
         if self._folder >= 0:
             os.close(self._folder)
         self._folder, self._depth = -1, 0
-
-    def __str__(self) -> str:
-        return self.path
 
     @property
     def target(self) -> str:
@@ -129,25 +136,37 @@ class Place:
                 return None
             raise
 
-    def stack(self) -> list[Mount] | None:
-        """What is mounted on the directory there, in sight first; None if there is no directory.
-
-        Raises:
-            NotADirectoryError: something else is there.
-        """
-        parent, top = self.parent, self.open()
-        if parent is None or top is None:
+    def look(self) -> Seen | None:
+        """What there is; None if there is nothing."""
+        parent = self.parent
+        if parent is None:
+            return None
+        try:
+            seen = syscalls.look(parent, self._name)
+            if seen is not None:
+                return seen
+            top = self.open()
+        except FileNotFoundError:
+            return None
+        except NotADirectoryError:
+            return Seen(False, "", "")
+        if top is None:
             return None
         kernel = self._places.kernel
         try:
-            mounted = mountinfo.mount_of(kernel, top)
+            mount = mountinfo.mount_of(kernel, top)
         finally:
             os.close(top)
-        base = mountinfo.mount_of(kernel, parent)
-        if mounted == base:
+        return Seen(True, "" if mount == mountinfo.mount_of(kernel, parent) else mount, "")
+
+    def stack(self) -> list[Mount]:
+        """What is mounted there, in sight first."""
+        seen = self.look()
+        if seen is None or not seen.mount:
             return []
+        kernel = self._places.kernel
         text = mountinfo.read(kernel, os.path.join(kernel.proc, "self"))
-        return mountinfo.stack(text, mounted, base)
+        return mountinfo.stack(text, seen.mount)
 
     def is_reached(self) -> bool:
         """Whether the path still leads to where things were done."""

@@ -10,8 +10,9 @@ import ctypes
 import errno
 import functools
 import os
+import stat
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,10 +34,13 @@ _AT_EMPTY_PATH = 0x1000
 _MESSAGE_MAX = 4096
 
 # include/uapi/linux/stat.h
+_AT_SYMLINK_NOFOLLOW = 0x100
+_AT_NO_AUTOMOUNT = 0x800
+_STATX_TYPE = 0x1
 _STATX_MNT_ID = 0x1000
-_STATX_SIZE = 256
-_STX_MASK = struct.Struct("I")  # at the start
-_STX_MNT_ID = struct.Struct("144xQ")
+_STATX_ATTR_MOUNT_ROOT = 0x2000
+_STATX = struct.Struct("I4xQ12xH106xIIQ104x")
+"""stx_mask, _attributes, _mode, _dev_major, _dev_minor, _mnt_id"""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (
@@ -47,7 +51,8 @@ _libc.mount.argtypes = (
     ctypes.c_char_p,
 )
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
-_statx = getattr(_libc, "statx", None)  # since glibc 2.28 and musl 1.2; the number differs
+# The number differs, the function is there since glibc 2.28 and musl 1.2.
+_statx = getattr(_libc, "statx", None)
 if _statx is not None:
     _statx.argtypes = (
         ctypes.c_int,
@@ -201,17 +206,36 @@ def uncovered(directory: int) -> int:
     return _descriptor(_open_tree(directory, b"", flags), path_of(directory))
 
 
-def mount_id(descriptor: int) -> int | None:
-    """statx(2): the mount that a file is on; None if this does not tell.
+class Seen(NamedTuple):
+    """What there is at a path: the id and the device (`8:1`) of the mount that is rooted there."""
+
+    is_directory: bool
+    mount: str
+    device: str
+
+
+def look(folder: int, name: str) -> Seen | None:
+    """statx(2), in a folder, without following a link; None if this does not tell.
 
     So it is before Linux 5.8, and on some filesystems whose disk is gone.
+
+    Raises:
+        FileNotFoundError: nothing is there.
     """
-    found = ctypes.create_string_buffer(_STATX_SIZE)
-    if _statx is None or _statx(descriptor, b"", _AT_EMPTY_PATH, _STATX_MNT_ID, found):
+    if _statx is None:
         return None
-    (mask,) = _STX_MASK.unpack_from(found)
-    (number,) = _STX_MNT_ID.unpack_from(found)
-    return number if mask & _STATX_MNT_ID else None
+    found = ctypes.create_string_buffer(_STATX.size)
+    flags = _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT
+    if _statx(folder, os.fsencode(name), flags, _STATX_TYPE | _STATX_MNT_ID, found):
+        if ctypes.get_errno() == errno.ENOENT:
+            raise _error(name)
+        return None
+    mask, attributes, mode, major, minor, number = _STATX.unpack(found)
+    if not mask & _STATX_MNT_ID:
+        return None
+    if not attributes & _STATX_ATTR_MOUNT_ROOT:
+        return Seen(stat.S_ISDIR(mode), "", "")
+    return Seen(stat.S_ISDIR(mode), str(number), f"{major}:{minor}")
 
 
 def knows_filesystem(name: str) -> bool:
