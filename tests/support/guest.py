@@ -7,6 +7,7 @@ the SCSI disk: the tree says that it is one, and everything else about it is tru
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import socket
@@ -14,8 +15,10 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hotlun.agent.devmapper import DeviceMapper
 from hotlun.agent.disks import Disks
 from hotlun.agent.kernel import Kernel
+from hotlun.agent.mappings import Mappings
 from hotlun.agent.mounts import Mounts
 from hotlun.agent.scsi import ScsiDisks
 from hotlun.agent.uevents import Uevents
@@ -51,7 +54,8 @@ class FakeGuest:
         self.uevents = Uevents(heard)
         self.scsi = ScsiDisks(self.kernel, self.uevents)
         self.mounts = Mounts(self.kernel)
-        self.disks = Disks(self.kernel, self.scsi, self.mounts, timeout=DEADLINE)
+        mappings = Mappings(self.kernel, DeviceMapper(self.kernel, no_mapped_devices), self.uevents)
+        self.disks = Disks(self.kernel, self.scsi, mappings, self.mounts, timeout=DEADLINE)
 
     def close(self) -> None:
         self._events.shutdown(socket.SHUT_RDWR)
@@ -122,6 +126,11 @@ class FakeGuest:
         fields = (f"{action}@{device}", f"ACTION={action}", f"DEVPATH={device}")
         message = "\0".join((*fields, "SUBSYSTEM=block", ""))
         self._events.send(message.encode())
+
+
+def no_mapped_devices(request: int, buffer: bytearray) -> None:
+    """A device mapper that has made none, and makes none."""
+    raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
-from hotlun.agent import filesystems
+from hotlun.agent import filesystems, programs
 from hotlun.agent.errors import RequestError, words
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ _EXT4_GROUP = 32768
 _XFS_GROUPS = 4
 _XFS_GROUP_HEAD = 128 * _KIB
 """What xfs_repair reads of each allocation group to find a superblock."""
+_UNSUPPORTED = "--unsupported"
 _XFS_GROUP_MAX = (1 << 40) - BLOCK
 
 _BTRFS_READ = (2 * _MIB, 64 * _KIB)
@@ -57,11 +58,21 @@ def make(device: BlockDevice, filesystem: str) -> None:
             for offset, length in _zeros(filesystem, size):
                 os.pwrite(file.fileno(), bytes(length), offset)
             os.fsync(file.fileno())
-        filesystems.make(device, filesystem, _maker_arguments(filesystem, size))
+        _make(device, filesystem, _maker_arguments(filesystem, size))
         if filesystem == "ext4":
             _write_unused_bitmaps(device)
     except OSError as error:
         raise RequestError(f"{device} cannot be written: {words(error)}") from error
+
+
+def _make(device: BlockDevice, filesystem: str, arguments: list[str]) -> None:
+    try:
+        filesystems.make(device, filesystem, arguments)
+    except programs.ProgramError as error:
+        # Before 5.19 mkfs.xfs knew no such word, and made small logs without it.
+        if _UNSUPPORTED not in arguments or f"option '{_UNSUPPORTED}'" not in str(error):
+            raise
+        filesystems.make(device, filesystem, arguments[arguments.index(_UNSUPPORTED) + 1 :])
 
 
 def _zeros(filesystem: str, size: int) -> list[tuple[int, int]]:
@@ -89,14 +100,14 @@ def _maker_arguments(filesystem: str, size: int) -> list[str]:
     if filesystem == "ext4":
         # resize_inode would have blocks reserved, unwritten; the tables are read one day
         arguments = ["-b", str(BLOCK), "-O", "^resize_inode"]
-        if size >= 128 * _MIB:  # what is smaller has the smallest journal anyway
-            arguments += ["-J", "size=8"]
-        if size >= 256 * _MIB:  # as many inodes as on the disk below, which had 512 MiB
-            arguments += ["-i", "16384"]
+        if size >= 128 * _MIB:
+            # What is smaller has the smallest journal anyway, and one group. An inode for every
+            # 16 KiB is what a disk from 512 MiB up gets. (With more, groups can be smaller.)
+            arguments += ["-J", "size=8", "-i", "16384"]
         return [*arguments, "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard"]
     if filesystem == "xfs":
         # "unsupported" is a log of less than 64 MiB, all of which is written
-        return ["--unsupported", "-l", "size=16m", "-d", f"agsize={_xfs_group_size(size)}"]
+        return [_UNSUPPORTED, "-l", "size=16m", "-d", f"agsize={_xfs_group_size(size)}"]
     return []
 
 
