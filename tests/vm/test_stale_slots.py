@@ -2,7 +2,8 @@
 
 A device that leaves QEMU while the guest's kernel still has it, and another at its
 LUN: most guest devices stay the old ones, cached pages included. So a release has
-to take the guest's device first, see it gone, and only then QEMU's.
+to take the guest's device first, see it gone, and only then QEMU's; and where that
+was not done, the guest's agent has to find out.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING
 import pytest
 from support.guest_shell import shell
 
-from hotlun import Manager, MountConfig
+from hotlun import BackendError, Manager, MountConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hotlun import Mount
+    from hotlun import Attachment, Mount
+    from hotlun.backends.bridge import BridgeGuestBackend
     from hotlun.vm import Machine
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -87,3 +89,86 @@ async def test_newcomers_that_do_not_wait_for_the_releases(
         )
         await asyncio.gather(*releases)
         assert await read(shared_vm, mounts) == wanted
+
+
+class DeafGuest:
+    """A guest that is not told to let go of its devices, unless it `hears`."""
+
+    def __init__(self, guest: BridgeGuestBackend) -> None:
+        self._guest = guest
+        self.hears = False
+        self.os_type = guest.os_type
+        self.controllers = guest.controllers
+        self.check = guest.check
+        self.mount = guest.mount
+        self.unmount = guest.unmount
+
+    async def unplug(self, attachment: Attachment) -> None:
+        if self.hears:
+            await self._guest.unplug(attachment)
+
+
+async def serials(vm: Machine) -> set[str]:
+    """What the guest's kernel takes its disks for."""
+    pages = await shell(vm, r"cat /sys/bus/scsi/devices/*:*/vpd_pg80 | tr -cs a-z0-9 '\n'")
+    return set(pages.split())
+
+
+async def all_known(vm: Machine) -> set[str]:
+    """The serials of all the disks, once the guest's kernel has found them."""
+    while len(known := await serials(vm)) < DISKS:
+        await asyncio.sleep(0.1)
+    return known
+
+
+async def replaced(
+    vm: Machine, manager: Manager, old: list[Mount], paths: list[Path]
+) -> list[Mount]:
+    """Attach other disks in place of the old ones, so fast that the guest sees nothing of it.
+
+    It is stopped, and virtio-scsi has eight buffers for the events that tell of it.
+    """
+    before = await all_known(vm)
+    await vm.query("stop")
+    await asyncio.gather(*(mount.release() for mount in old))
+    new = list(await asyncio.gather(*(manager.add_virtual_disk(path) for path in paths)))
+    await vm.query("cont")
+    assert {mount.slot for mount in new} == {mount.slot for mount in old}
+    assert len(before & await serials(vm)) > DISKS // 2
+    return new
+
+
+async def test_stale_devices_are_found_out(shared_vm: Machine, tmp_path: Path) -> None:
+    """The guest has most of 32 disks for the ones before them; all 32 mounts are right."""
+    guest = DeafGuest(shared_vm.guest)
+    async with Manager(shared_vm.host, guest) as manager:
+        first = [made(tmp_path / f"a{n}.raw", f"a{n}", 2048) for n in range(DISKS)]
+        old = list(await asyncio.gather(*(manager.add_virtual_disk(path) for path in first)))
+        wanted = [[f"b{n}", f"b{n}", str(2048 + n)] for n in range(DISKS)]
+        second = [made(tmp_path / f"{w[0]}.raw", w[0], int(w[2])) for w in wanted]
+        await replaced(shared_vm, manager, old, second)
+        mounts = await asyncio.gather(*(manager.add_virtual_disk(p, mount=LINK) for p in second))
+        assert await read(shared_vm, list(mounts)) == wanted
+        guest.hears = True
+
+
+async def test_a_stale_device_in_use_is_not_mounted(shared_vm: Machine, tmp_path: Path) -> None:
+    """Nor let go, as what is on it has its disk for the old one; who that is, is said."""
+    guest = DeafGuest(shared_vm.guest)
+    async with Manager(shared_vm.host, guest) as manager:
+        first = [made(tmp_path / f"a{n}.raw", f"a{n}", 2048) for n in range(DISKS)]
+        old = list(await asyncio.gather(*(manager.add_virtual_disk(path) for path in first)))
+        await all_known(shared_vm)
+        slot = max(mount.slot for mount in old)
+        node = f"/dev/$(ls /sys/bus/scsi/devices/*:0:0:{slot.lun}/block)"
+        await shell(shared_vm, f'dmsetup create vault --table "0 2048 linear {node} 0"')
+        second = [made(tmp_path / f"b{n}.raw", f"b{n}", 2048) for n in range(DISKS)]
+        new = await replaced(shared_vm, manager, old, second)
+        path = next(p for p, mount in zip(second, new, strict=True) if mount.slot == slot)
+        words = r"its serial is '\w+', not '\w+'.* in use: sd\w+ is part of dm-\d+ \(vault\)"
+        with pytest.raises(BackendError, match=words):
+            await manager.add_virtual_disk(path, mount=LINK)
+        await shell(shared_vm, "dmsetup remove vault")
+        mount = await manager.add_virtual_disk(path, mount=LINK)
+        assert (await read(shared_vm, [mount]))[0][0] == path.stem
+        guest.hears = True
