@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import disks
 
 from hotlun.vm import Machine
 
@@ -19,6 +20,7 @@ EXAMPLES = {
     for number, source in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
 }
 EXPECTED = {
+    "docs/inside-the-guest.md-0": "kept\n\nFilesystem ",
     "README.md-0": "/run/mounts/scsi/m0",
     "docs/your-own-vm.md-0": "0:0 taken 1 ",
     "docs/testing.md-0": "as scripted: the reply to mount was lost",
@@ -40,8 +42,8 @@ def test_the_first_example_has_ten_lines() -> None:
 async def test_an_example_runs(name: str, tmp_path: Path) -> None:
     """As it stands, but for the sockets of the VM that the reader already has."""
     source = EXAMPLES[name]
-    with (tmp_path / "disk.img").open("wb") as image:
-        image.truncate(320 << 20)
+    for image in ("disk.img", "scratch.img"):
+        disks.blank(tmp_path / image, 340 * disks.MIB)
     if "/run/vm/" not in source:
         assert EXPECTED[name] in await run(source, tmp_path)
         return
