@@ -86,7 +86,8 @@ class Place:
 
     def __init__(self, places: Places, path: str) -> None:
         self._places = places
-        self._folder, folder, missing = _reach(*os.path.split(path))
+        folder, _, name = path.rpartition("/")
+        self._folder, folder, missing = _reach(folder or "/", name)
         """The last of the folders that exists, by a descriptor."""
         self.path = os.path.join(folder, *missing)
         *self._folders, self._name = self._parts = self.path.split("/")[1:]
@@ -297,7 +298,8 @@ class Place:
     def _remove(self) -> bool:
         """Whether what the path has next is not there, or not any more."""
         name, is_all = self._parts[self._depth], self._depth == len(self._folders)
-        if not is_all and self._here in self._places.claimed:
+        claimed = self._places.claimed
+        if not is_all and len(claimed) > 1 and self._here in claimed:
             return False
         try:
             status = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
@@ -336,7 +338,8 @@ def _reach(folder: str, *missing: str) -> tuple[int, str, tuple[str, ...]]:
             if not where.endswith(_DELETED) or os.path.exists(where):
                 return found, where, missing
             os.close(found)
-        folder, part = os.path.split(folder)
+        folder, _, part = folder.rpartition("/")
+        folder = folder or "/"
         missing = (part, *missing)
 
 
