@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import struct
 from typing import TYPE_CHECKING
 
@@ -147,10 +148,18 @@ def test_a_device_number_beyond_a_byte() -> None:
     assert DeviceMapper(Kernel(), ioctl).find("a") == f"253:{0x12345}"
 
 
-def test_a_kernel_without_device_mapper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has no mapped devices, and says so when one is to be made."""
+@pytest.mark.parametrize("has_node", [False, True])
+def test_a_kernel_without_device_mapper(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_node: bool
+) -> None:
+    """Has no mapped devices, and says so when one is to be made; a node alone proves nothing."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    mapper = DeviceMapper(Kernel(dev=str(tmp_path)))
+    (tmp_path / "misc").write_text(" 10 loop-control\n")
+    if has_node:
+        (tmp_path / "mapper").mkdir()
+        with socket.socket(socket.AF_UNIX) as listener:  # which cannot be opened
+            listener.bind(str(tmp_path / "mapper/control"))
+    mapper = DeviceMapper(Kernel(dev=str(tmp_path), proc=str(tmp_path)))
     assert mapper.find("a") is None
     assert mapper.remove("a") is True
     with pytest.raises(RequestError, match="no device mapper"):

@@ -15,10 +15,12 @@ import errno
 import fcntl
 import os
 import struct
+import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 from hotlun.agent import programs
 from hotlun.agent.errors import RequestError, words
+from hotlun.agent.kernel import check_absent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +35,9 @@ _BUFFER = 4096
 
 _CREATE, _REMOVE, _SUSPEND, _STATUS, _LOAD, _CLEAR, _TABLE = 3, 4, 6, 7, 9, 10, 12
 _READ_ONLY, _AS_TABLE, _DEFERRED = 1 << 0, 1 << 4, 1 << 17
+
+_IN_MISC = " device-mapper"
+"""In /proc/misc, if the kernel has it."""
 
 SECTOR = 512
 
@@ -59,6 +64,7 @@ class DeviceMapper:
     ) -> None:
         self._kernel = kernel
         self._ioctl = ioctl or self._control
+        self._lock = threading.Lock()
         self._descriptor = -1
 
     def find(self, name: str) -> str | None:
@@ -148,12 +154,7 @@ class DeviceMapper:
         return not deferred or self.find(name) is None
 
     def _checked(
-        self,
-        verb: str,
-        command: int,
-        name: str,
-        flags: int = 0,
-        payload: bytes = b"",
+        self, verb: str, command: int, name: str, flags: int = 0, payload: bytes = b""
     ) -> bytearray:
         try:
             return self._call(command, name, flags, payload)
@@ -173,25 +174,32 @@ class DeviceMapper:
         self._ioctl(3 << 30 | _HEADER.size << 16 | 0xFD << 8 | command, buffer)
         return buffer
 
-    @property
-    def _path(self) -> str:
-        return os.path.join(self._kernel.dev, "mapper/control")
-
     def _absent(self) -> bool:
         """Whether the kernel has no device mapper (yet), and so no mapped devices."""
-        return self._ioctl == self._control and not os.path.exists(self._path)
+        if self._ioctl != self._control or self._descriptor >= 0:
+            return False
+        try:  # a node may be there without it, and to open that one may have it loaded
+            return _IN_MISC not in self._kernel.read(os.path.join(self._kernel.proc, "misc"))
+        except OSError as error:
+            check_absent(error)
+            return True
 
     def _control(self, request: int, buffer: bytearray) -> None:
-        if self._descriptor < 0:
-            if not os.path.exists(self._path):
-                modprobe = programs.find("modprobe")
-                if modprobe is not None:
-                    programs.run("the device mapper", [modprobe, "dm-mod"])
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        with self._lock:
+            if self._descriptor < 0:
+                self._descriptor = self._open()
         fcntl.ioctl(self._descriptor, request, buffer, True)
 
+    def _open(self) -> int:
+        modprobe = programs.find("modprobe")
+        if modprobe is not None and self._absent():
+            with contextlib.suppress(RequestError):  # to open it tells, too
+                programs.run("the device mapper", [modprobe, "dm-mod"])
+        path = os.path.join(self._kernel.dev, "mapper/control")
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
     def _failed(self, verb: str, name: str, error: OSError) -> RequestError:
-        if error.errno in (errno.ENOENT, errno.ENODEV) and self._descriptor < 0:
+        if self._absent():
             return RequestError("this guest's kernel has no device mapper (module dm-mod)")
         return RequestError(f"the mapped device {name} could not be {verb}: {words(error)}")
 
