@@ -60,6 +60,10 @@ class TestTheDemo:
             "■ taken 6   □ reserved 1   ✗ quarantined 0",
             "the data is there, and the same",
             "the data is the same",
+            "and not to be found in secret.raw",
+            "hotlun-0-1-p0-crypt is gone",
+            "holds ext4, and its data is to be preserved",
+            "the manual is where it was",
             "QEMU's block nodes and devices are as before",
             "nothing is left behind",
         ):

@@ -30,6 +30,7 @@ class DemoDisks:
     partitioned: str
     raw: str
     remote: str
+    secret: str
 
     @property
     def magic(self) -> dict[str, tuple[int, bytes]]:
@@ -56,12 +57,14 @@ def make_disks(directory: str) -> DemoDisks:
         partitioned=os.path.join(directory, "parts.img"),
         raw=os.path.join(directory, "scratch.raw"),
         remote=os.path.join(directory, "remote.img"),
+        secret=os.path.join(directory, "secret.raw"),
     )
     _run("qemu-img", "create", "-q", "-f", "vhdx", disks.vhdx, "64M")
     # XFS wants 300 MiB at least (xfsprogs 5.19).
     _run("qemu-img", "create", "-q", "-f", "vpc", disks.vhd, "320M")
     _run("qemu-img", "create", "-q", "-f", "qcow2", disks.qcow2, "64M")
-    for path, size in ((disks.partitioned, 96), (disks.raw, 16), (disks.remote, 64)):
+    raw = ((disks.partitioned, 96), (disks.raw, 16), (disks.remote, 64), (disks.secret, 64))
+    for path, size in raw:
         with open(path, "wb") as file:
             file.truncate(size * _MIB)
     _run("sfdisk", "--quiet", disks.partitioned, stdin=_TWO_PARTITIONS)
@@ -73,6 +76,12 @@ def bytes_at(path: str, offset: int, size: int) -> bytes:
     with open(path, "rb") as file:
         file.seek(offset)
         return file.read(size)
+
+
+def holds(path: str, words: bytes) -> bool:
+    """Whether an image file has these bytes anywhere."""
+    with open(path, "rb") as file:
+        return words in file.read()
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,7 @@ class Proofs:
                 seen.is_in_qemu(mount.serial)
                 and there is not None
                 and disk
-                and there.device.startswith(disk)
-                and _is_as_asked(mount, there),
+                and _is_as_asked(mount, there, disk),
                 f"{_path(mount)}: {there}, serial {mount.serial}",
             )
 
@@ -93,10 +92,11 @@ def _path(mount: Mount) -> str:
     return mount.guest_path
 
 
-def _is_as_asked(mount: Mount, there: Place) -> bool:
+def _is_as_asked(mount: Mount, there: Place, disk: str) -> bool:
     config = mount.config
     return config is not None and (
-        there.mode == ("ro" if mount.disk.read_only else "rw")
+        there.device.startswith("dm-" if config.encrypted else disk)
+        and there.mode == ("ro" if mount.disk.read_only else "rw")
         and (there.kind == "device") == config.block_device
         and (not config.filesystem or there.kind == config.filesystem)
     )

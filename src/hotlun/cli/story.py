@@ -13,8 +13,8 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hotlun import DiskConflictError, Manager, MountConfig
-from hotlun.cli.disks import bytes_at, exported, make_disks
+from hotlun import BackendError, DiskConflictError, Manager, MountConfig
+from hotlun.cli.disks import bytes_at, exported, holds, make_disks
 from hotlun.cli.pictures import SlotMap, share_table
 from hotlun.cli.proofs import Proofs
 from hotlun.cli.witness import is_running, look, say
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 EXT4 = MountConfig(ensure_filesystem=True, filesystem="ext4")
 XFS = MountConfig(ensure_filesystem=True, filesystem="xfs")
+SECRET = replace(EXT4, encrypted=True)
+CAREFUL = replace(XFS, preserve_data=True)
 GREETING = "hello, host"
 
 
@@ -65,6 +67,8 @@ async def tell(report: Report) -> None:
             await report.chapter(story.one_sharer_leaves)
             await report.chapter(story.the_last_sharer_leaves)
             await report.chapter(story.the_disk_comes_back)
+            await report.chapter(story.a_disk_is_encrypted)
+            await report.chapter(story.data_is_not_formatted_over)
             await report.chapter(story.all_is_released)
         with report.titled("Nothing is left behind"):
             after = await look(vm)
@@ -217,6 +221,45 @@ class Story:
             f"the data is the same, sha256 {self.checksum[:16]}...",
         )
         self.mounts["web"] = again
+
+    async def a_disk_is_encrypted(self) -> None:
+        """A disk is scratch: encrypted, under a key that only the guest's kernel has"""
+        with self.report.doing("secret.raw: attached, encrypted, ext4 made, mounted"):
+            secret = await self.manager.add_virtual_disk(self.disks.secret, mount=SECRET)
+        await self.proofs.are_there([secret])
+        name = (await say(self.vm, "dmsetup ls --target crypt")).split()[0]
+        cipher = (await say(self.vm, f"dmsetup table --showkeys {name}")).split()
+        self.report.check(
+            cipher[4].startswith(":96:logon:"), f"{name}: {cipher[3]}, and root is shown no key"
+        )
+        path = f"{secret.guest_path}/greeting"
+        await say(self.vm, f"echo {GREETING} >{path} && sync {path}")
+        self.report.check(
+            await say(self.vm, f"cat {path}") == f"{GREETING}\n", f"written to {path}"
+        )
+        self.report.check(
+            not holds(self.disks.secret, GREETING.encode()), "and not to be found in secret.raw"
+        )
+        with self.report.doing("secret.raw released"):
+            await secret.release()
+        await self.proofs.are_gone([secret])
+        mapped = await say(self.vm, "dmsetup ls")
+        self.report.check(name not in mapped, f"{name} is gone, and the key with it")
+
+    async def data_is_not_formatted_over(self) -> None:
+        """Somebody wants an xfs, on the disk where the manual is"""
+        await self.mounts.pop("reader").release()
+        try:
+            await self.manager.add_virtual_disk(self.disks.qcow2, mount=CAREFUL)
+        except BackendError as error:
+            self.report.refused(error)
+        else:
+            self.report.check(False, "preserve_data preserves")
+        async with await self.manager.add_virtual_disk(self.disks.qcow2, mount=EXT4) as manual:
+            self.report.check(
+                await say(self.vm, f"cat {manual.guest_path}/manual") == "read me\n",
+                "the manual is where it was",
+            )
 
     async def all_is_released(self) -> None:
         """Everything is released at once"""
