@@ -25,7 +25,7 @@ _KIB, _MIB = 1 << 10, 1 << 20
 BLOCK = 4096
 
 _START, _END = 512 * _KIB, 2 * _MIB
-"""What libblkid reads of any device in search of all that it knows."""
+"""What libblkid reads of any device in search of nearly all that it knows."""
 
 _EXT4_GROUP = 32768
 """Blocks a group: as many as a block has bits."""
@@ -36,10 +36,10 @@ _XFS_GROUP_HEAD = 128 * _KIB
 _UNSUPPORTED = "--unsupported"
 _XFS_GROUP_MAX = (1 << 40) - BLOCK
 
-_BTRFS_READ = (2 * _MIB, 64 * _KIB)
-"""What libblkid reads beyond the start once it has seen btrfs."""
+_ELSEWHERE = (512 * _KIB, 1 * _MIB, 2 * _MIB, 4 * _MIB)
+"""Where else libblkid looks on any device: second headers of LUKS2, and VMFS."""
 
-SMALLEST = {"xfs": 320 * _MIB}
+SMALLEST = {"xfs": 320 * _MIB, "btrfs": 109 * _MIB}
 """Bytes that a filesystem needs at least, where its maker says so only after it has written."""
 
 
@@ -78,6 +78,7 @@ def _make(device: BlockDevice, filesystem: str, arguments: list[str]) -> None:
 def _zeros(filesystem: str, size: int) -> list[tuple[int, int]]:
     """What to write before the maker runs: (offset, length) in bytes, within `size`."""
     ranges = [(0, _START), (max(0, size - _END), _END)]
+    ranges += [(offset, BLOCK) for offset in _ELSEWHERE]
     if filesystem == "ext4":
         blocks = size // BLOCK
         ranges += [
@@ -86,8 +87,6 @@ def _zeros(filesystem: str, size: int) -> list[tuple[int, int]]:
     elif filesystem == "xfs":
         step = _xfs_group_size(size)
         ranges += [(offset, _XFS_GROUP_HEAD) for offset in range(step, size, step)]
-    elif filesystem == "btrfs":
-        ranges.append(_BTRFS_READ)
     return [(start, min(length, size - start)) for start, length in ranges if start < size]
 
 
