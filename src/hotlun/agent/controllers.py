@@ -63,18 +63,19 @@ def scsi_host(kernel: Kernel, controller: int) -> int:
 
 def _virtio_controllers(kernel: Kernel) -> list[str]:
     driver = os.path.join(kernel.sys, "bus/virtio/drivers/virtio_scsi")
-    devices = [
-        kernel.target(os.path.join(driver, name))
+    links = {
+        os.readlink(os.path.join(driver, name)): name
         for name in kernel.names(driver)
         if _VIRTIO.fullmatch(name)
-    ]
-    return sorted(devices, key=_bus_address)
+    }
+    return [os.path.join(driver, links[link]) for link in sorted(links, key=_bus_address)]
 
 
 def _bus_address(device: str) -> tuple[list[int], int]:
     """Order by the PCI address of the device itself; without one, by its number."""
-    number = int(os.path.basename(device)[len("virtio") :])
-    address = _PCI.fullmatch(os.path.basename(os.path.dirname(device)))
+    _, parent, name = device.rsplit("/", 2)
+    number = int(name[len("virtio") :])
+    address = _PCI.fullmatch(parent)
     if address is None:
         return [1 << 32], number
     return [int(part, 16) for part in address.groups()], number

@@ -44,12 +44,11 @@ def users(kernel: Kernel, disk: str) -> list[str]:
 
 def loops(kernel: Kernel, disk: str) -> list[str]:
     """The loop devices on a disk or its partitions, in words."""
-    nodes = [os.path.join(kernel.dev, os.path.basename(part)) for part in _parts(kernel, disk)]
-    return [
-        f"{os.path.basename(file)} is part of {loop}"
-        for loop, file in _loops(kernel)
-        if file in nodes
-    ]
+    names = {
+        os.path.join(kernel.dev, name): name
+        for name in (os.path.basename(disk), *partitions.names(kernel, disk))
+    }
+    return [f"{names[file]} is part of {loop}" for loop, file in _loops(kernel) if file in names]
 
 
 def openers(kernel: Kernel, disk: str) -> list[str]:
@@ -129,10 +128,11 @@ def _loops(kernel: Kernel) -> Iterator[tuple[str, str]]:
     """The loop devices in use, each with the path of its file."""
     block = os.path.join(kernel.sys, "class/block")
     for name in kernel.names(block):
-        if name.startswith("loop"):
+        file = os.path.join(block, name, "loop/backing_file")
+        if name.startswith("loop") and os.path.exists(file):  # sooner than a failed read
             try:
-                yield name, kernel.read(os.path.join(block, name, "loop/backing_file"))
-            except OSError as error:  # a partition, or not in use
+                yield name, kernel.read(file)
+            except OSError as error:  # no longer
                 check_absent(error)
 
 
