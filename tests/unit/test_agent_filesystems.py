@@ -122,7 +122,7 @@ def test_what_is_recognised_is_preserved(wanted: str, name: str, tmp_path: Path)
         else:
             with pytest.raises(RequestError, match=f"holds {kind}.* to be preserved") as caught:
                 ensure(device, wanted, preserve_data=True)
-            assert caught.value.code == HResult.INVALID_STATE
+            assert caught.value.code == HResult.ALREADY_EXISTS
     assert digest(image) == before
 
 

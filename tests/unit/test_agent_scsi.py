@@ -432,7 +432,7 @@ def test_a_disk_that_is_another_is_refused_and_both_are_named(guest: FakeGuest, 
         "disk 0:1 (sdb) is not the disk that is meant: its serial is 'old', not 'new' and "
         "its size is 1,024 bytes, not 2,048; nothing was done to it"
     )
-    assert caught.value.code == HResult.INVALID_STATE
+    assert caught.value.code == HResult.WRONG_DISK
 
 
 @pytest.mark.root
@@ -445,7 +445,7 @@ def test_a_stale_device_whose_disk_never_shows_is_told_of(guest: FakeGuest, loop
     guest.remove_disk(1)
     with pytest.raises(RequestError, match=r"no disk at .*'old', not 'new'") as caught:
         waiter.result()
-    assert caught.value.code == HResult.INVALID_STATE
+    assert caught.value.code == HResult.WRONG_DISK
 
 
 @pytest.mark.root
@@ -460,7 +460,7 @@ def test_a_stale_device_in_use_is_left_alone(guest: FakeGuest, loop: str) -> Non
         "disk 0:1 (sda) is not the disk that is meant: its serial is 'old', not 'new'; to look "
         "for that, it has to be let go, and it is in use: sda is part of dm-0"
     )
-    assert caught.value.code == HResult.INVALID_STATE
+    assert caught.value.code == HResult.WRONG_DISK
     assert nothing_was_ordered(guest)
 
 

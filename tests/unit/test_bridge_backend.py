@@ -277,6 +277,8 @@ async def test_check_before_entering(tmp_path: Path) -> None:
         (HResult.UNKNOWN_MESSAGE, "cannot do that"),
         (HResult.INVALID_JSON, "does not understand"),
         (HResult.INVALID_STATE, "still uses it"),
+        (HResult.WRONG_DISK, "nothing was done to the disk"),
+        (HResult.ALREADY_EXISTS, "leave out preserve_data"),
         (HResult.NOT_FOUND, "partition"),
         (0xDEADBEEF, ""),
     ],

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from hotlun.agent import holders
 from hotlun.agent.errors import RequestError
 from hotlun.agent.kernel import check_absent
+from hotlun.bridge.messages import HResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +37,7 @@ class InUseError(RequestError):
 
     def __init__(self, disk: BlockDevice, users: list[str]) -> None:
         users = users or ["something in the kernel, or a process for itself alone"]
-        super().__init__(f"{disk} is in use: {'; '.join(users)}")
+        super().__init__(f"{disk} is in use: {'; '.join(users)}", HResult.INVALID_STATE)
         self.users = "; ".join(users)
 
 

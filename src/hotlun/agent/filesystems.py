@@ -139,7 +139,8 @@ def ensure(
             users = holders.users(kernel, device.sysfs)
             raise RequestError(
                 f"{device} was not formatted: it, or a part of it, is mounted or otherwise in use"
-                + "".join(f"; {user}" for user in users)
+                + "".join(f"; {user}" for user in users),
+                HResult.INVALID_STATE,
             )
     make(device, wanted)
 
@@ -198,7 +199,7 @@ def _refuse_data(device: BlockDevice, names: Sequence[str], wanted: str) -> None
         raise RequestError(
             f"{device} holds {' and '.join(names)}, and its data is to be preserved: "
             f"no {wanted} was made on it",
-            HResult.INVALID_STATE,
+            HResult.ALREADY_EXISTS,
         )
 
 

@@ -18,6 +18,7 @@ from hotlun.agent import holders, mountinfo, mounting, options, syscalls
 from hotlun.agent.errors import RequestError, words
 from hotlun.agent.mounting import MountingError
 from hotlun.agent.places import Places
+from hotlun.bridge.messages import HResult
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -263,7 +264,7 @@ class Mounts:
                 if not left:
                     by = holders.keeping_busy(self._kernel, stack[0], text) if stack else []
                     reason = os.strerror(errno.EBUSY) + (f": {'; '.join(by)}" if by else "")
-                    raise _not_unmounted(place, devices, reason)
+                    raise _not_unmounted(place, devices, reason, HResult.INVALID_STATE)
             time.sleep(min(pause, left))
             pause = min(2 * pause, longest)
 
@@ -276,9 +277,11 @@ def _in_use(place: Place, stack: list[Mount]) -> str:
     return f"{place} is in use: {source} is mounted there"
 
 
-def _not_unmounted(place: Place, devices: Sequence[BlockDevice], reason: str) -> RequestError:
+def _not_unmounted(
+    place: Place, devices: Sequence[BlockDevice], reason: str, code: HResult = HResult.FAIL
+) -> RequestError:
     what = devices[0] if devices else "what is left of its disk"
-    return RequestError(f"{what} cannot be unmounted from {place}: {reason}")
+    return RequestError(f"{what} cannot be unmounted from {place}: {reason}", code)
 
 
 def _check_reached(place: Place) -> None:

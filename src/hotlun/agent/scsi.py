@@ -119,7 +119,7 @@ class ScsiDisks:
                     raise RequestError(
                         f"{disk} is not the disk that is meant: {found.against(identity)}; "
                         "nothing was done to it",
-                        HResult.INVALID_STATE,
+                        HResult.WRONG_DISK,
                     )
             yield self._wait_for_partition(disk, partition, deadline) if partition else disk
 
@@ -161,7 +161,7 @@ class ScsiDisks:
                 raise RequestError(
                     f"disk {slot}: no disk at SCSI address {address} "
                     f"within {deadline.seconds:g} s{was}",
-                    HResult.INVALID_STATE if was else HResult.TIMEOUT,
+                    HResult.WRONG_DISK if was else HResult.TIMEOUT,
                 )
             file = self._open(disk, deadline)
             if file is not None:
@@ -199,7 +199,7 @@ class ScsiDisks:
             raise RequestError(
                 f"{disk} is not the disk that is meant: {found.against(wanted)}; to look for "
                 f"that, it has to be let go, and it is in use: {error.users}",
-                HResult.INVALID_STATE,
+                HResult.WRONG_DISK,
             ) from None
         orders.look_for(self._kernel, address, deadline)
 

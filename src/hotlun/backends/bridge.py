@@ -37,6 +37,8 @@ _ADVICE_BY_CODE: dict[int, str] = {
     HResult.UNKNOWN_MESSAGE: "this agent cannot do that: run hotlun's of this version in the guest",
     HResult.INVALID_JSON: "the agent does not understand the request: its version does not fit",
     HResult.INVALID_STATE: "something in the guest still uses it: stop that and try again",
+    HResult.WRONG_DISK: "nothing was done to the disk; stop what uses it in the guest, add again",
+    HResult.ALREADY_EXISTS: "nothing was written; mount it as it is, or leave out preserve_data",
     HResult.WRONG_KEY: (
         "give the key that the volume was made with, and check that this is the right disk "
         "and partition"

@@ -122,7 +122,11 @@ class HResult(enum.IntEnum):
     OK = 0
     NOT_IMPLEMENTED = 0x80004001
     FAIL = 0x80004005
+    WRONG_DISK = 0x80070022
+    """Win32's ERROR_WRONG_DISK: the disk that is there is not the one that is meant."""
     INVALID_ARGUMENT = 0x80070057
+    ALREADY_EXISTS = 0x800700B7
+    """Win32's: there is data, which is to be preserved."""
     NOT_FOUND = 0x80070490
     TIMEOUT = 0xC0370109
     UNKNOWN_MESSAGE = 0xC037010B
@@ -219,6 +223,8 @@ def decode(payload: bytes) -> Fields:
         raise MessageError(f"not a JSON object but {_kind_of(document)}")
     level: list[Any] = [document]
     for _ in range(MAX_DEPTH):
+        if not level:
+            break
         level = [
             inner
             for outer in level
