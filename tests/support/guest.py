@@ -32,6 +32,9 @@ DEADLINE = 20.0
 HOST = 2
 """The SCSI host that is controller 0."""
 
+LIST_MAPPED_DEVICES = 2
+"""DM_LIST_DEVICES."""
+
 
 class FakeGuest:
     """One virtio controller, which the kernel knows as host 2, and the disks put on it."""
@@ -130,7 +133,8 @@ class FakeGuest:
 
 def no_mapped_devices(request: int, buffer: bytearray) -> None:
     """A device mapper that has made none, and makes none."""
-    raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+    if request & 0xFF != LIST_MAPPED_DEVICES:
+        raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
 
 
 @contextlib.contextmanager

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HEADER = 312
-CREATE, REMOVE, SUSPEND, STATUS, LOAD, CLEAR, TABLE = 3, 4, 6, 7, 9, 10, 12
-READ_ONLY, DEFERRED = 1 << 0, 1 << 17
+LIST, CREATE, REMOVE, SUSPEND, STATUS, LOAD, CLEAR, TABLE = 2, 3, 4, 6, 7, 9, 10, 12
+READ_ONLY, BUFFER_FULL, DEFERRED = 1 << 0, 1 << 8, 1 << 17
 
 
 class FakeMapper:
@@ -42,6 +42,9 @@ class FakeMapper:
         self.flags[command] = flags
         if command in self.refused:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if command == LIST:
+            self._list(buffer)
+            return
         if command == CREATE:
             if name in self.devices:
                 raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
@@ -65,6 +68,15 @@ class FakeMapper:
                 del self.devices[name]
                 return
         struct.pack_into("=Q", buffer, 40, 253 << 8 | list(self.devices).index(name))
+
+    def _list(self, buffer: bytearray) -> None:
+        listed = b"".join(
+            struct.pack("=QI", 253 << 8, 0) + name.encode() + b"\0" for name in self.devices
+        )
+        if HEADER + len(listed) > len(buffer):
+            struct.pack_into("=I", buffer, 28, BUFFER_FULL)
+        else:
+            buffer[HEADER : HEADER + len(listed)] = listed
 
     @staticmethod
     def _table(buffer: bytearray) -> str:
@@ -103,6 +115,19 @@ def test_what_is_not_there_is_removed(mapper: DeviceMapper) -> None:
     """Undoing what is not there is success."""
     assert mapper.remove("a") is True
     assert mapper.remove("a", deferred=True) is True
+
+
+def test_one_question_tells_whether_to_look(mapper: DeviceMapper, kernel: FakeMapper) -> None:
+    """For devices by the beginning of their names; what is too long to be listed may be there."""
+    assert not mapper.may_have("disk-1-")
+    mapper.define("disk-11-a")
+    assert not mapper.may_have("disk-1-")
+    mapper.define("disk-1-b")
+    assert mapper.may_have("disk-1-")
+    mapper.remove("disk-1-b")
+    for number in range(400):
+        kernel.devices[f"another-{number}"] = ["", ""]
+    assert mapper.may_have("disk-1-")
 
 
 def test_what_is_in_use_stays(mapper: DeviceMapper, kernel: FakeMapper) -> None:

@@ -33,8 +33,8 @@ _TARGET = struct.Struct("=QQiI16s")
 """struct dm_target_spec: start and length in sectors, status, offset of the next, type."""
 _BUFFER = 4096
 
-_CREATE, _REMOVE, _SUSPEND, _STATUS, _LOAD, _CLEAR, _TABLE = 3, 4, 6, 7, 9, 10, 12
-_READ_ONLY, _AS_TABLE, _DEFERRED = 1 << 0, 1 << 4, 1 << 17
+_LIST, _CREATE, _REMOVE, _SUSPEND, _STATUS, _LOAD, _CLEAR, _TABLE = 2, 3, 4, 6, 7, 9, 10, 12
+_READ_ONLY, _AS_TABLE, _BUFFER_FULL, _DEFERRED = 1 << 0, 1 << 4, 1 << 8, 1 << 17
 
 _IN_MISC = " device-mapper"
 """In /proc/misc, if the kernel has it."""
@@ -81,6 +81,18 @@ class DeviceMapper:
             if error.errno == errno.ENXIO:
                 return None
             raise self._failed("looked for", name, error) from error
+
+    def may_have(self, stem: str) -> bool:
+        """Whether to look for devices whose names begin so: one question in place of many.
+
+        Raises:
+            RequestError: the kernel cannot be asked.
+        """
+        if self._absent():
+            return False
+        answer = self._checked("looked for", _LIST, "")
+        is_cut_off = _HEADER.unpack_from(answer)[7] & _BUFFER_FULL
+        return bool(is_cut_off) or os.fsencode(stem) in answer[_HEADER.size :]
 
     def table(self, name: str) -> str:
         """The words of the table in service, none if there is no such device.

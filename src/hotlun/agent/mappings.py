@@ -17,6 +17,8 @@ from hotlun.agent.scsi import BlockDevice
 from hotlun.bridge.messages import HResult
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hotlun.agent.devmapper import DeviceMapper
     from hotlun.agent.kernel import Kernel
     from hotlun.agent.settings import Slot
@@ -36,8 +38,11 @@ class Layers(NamedTuple):
 
     @classmethod
     def over(cls, slot: Slot, partition: int) -> Layers:
-        stem = f"hotlun-{slot.controller}-{slot.lun}-p{partition}"
-        return cls(*(f"{stem}-{layer}" for layer in cls._fields))
+        return cls(*(_stem(slot, partition) + layer for layer in cls._fields))
+
+
+def _stem(slot: Slot, partition: int) -> str:
+    return f"hotlun-{slot.controller}-{slot.lun}-p{partition}-"
 
 
 class Mappings:
@@ -54,7 +59,7 @@ class Mappings:
 
     def top(self, slot: Slot, partition: int) -> BlockDevice | None:
         """The device that is to be used, if the partition has any layer now."""
-        for name in Layers.over(slot, partition):
+        for name in self._names(slot, partition):
             number = self.mapper.find(name)
             if number is not None:
                 with contextlib.suppress(RequestError):  # it never got a table
@@ -84,7 +89,7 @@ class Mappings:
         Raises:
             RequestError: one is in use, and by whom.
         """
-        for name in Layers.over(slot, partition):
+        for name in self._names(slot, partition):
             number = self.mapper.find(name)
             if number is None or self.mapper.remove(name):
                 continue
@@ -92,6 +97,12 @@ class Mappings:
                 self.mapper.remove(name, deferred=True)
             else:
                 self._close_busy(name, self.device(slot, number), deadline)
+
+    def _names(self, slot: Slot, partition: int) -> Sequence[str]:
+        """Of the layers that there may be; mostly there is none."""
+        if self.mapper.may_have(_stem(slot, partition)):
+            return Layers.over(slot, partition)
+        return ()
 
     def _close_busy(self, name: str, device: BlockDevice, deadline: Deadline) -> None:
         removed = self._uevents.wait_until(
