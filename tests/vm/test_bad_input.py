@@ -122,7 +122,7 @@ REFUSED_BY_THE_GUEST: dict[str, Case] = {
     "a filesystem that cannot be made": (
         named("disk.raw", disks.blank),
         {"mount": MountConfig(filesystem="vfat", ensure_filesystem=True)},
-        "ext4 and xfs",
+        "ext4, xfs and btrfs",
     ),
     "too small for what is to be made": (
         named("disk.raw", disks.blank, 64 * KB),
@@ -137,7 +137,7 @@ REFUSED_BY_THE_GUEST: dict[str, Case] = {
     "a blank disk": (named("disk.raw", disks.blank), {}, "no filesystem that is known"),
     "a damaged filesystem": (named("disk.raw", damaged), {}, "cannot be mounted|no filesystem"),
     "an option that nobody knows": (
-        with_ext4, {"mount": MountConfig(options=["nonsense=1"])}, "option that it does not know",
+        with_ext4, {"mount": MountConfig(options=["nonsense=1"])}, "Unknown parameter 'nonsense'",
     ),
     "a path where something is mounted": (
         with_ext4, {"guest_path": "/mnt/used"}, "is in use: theirs",
@@ -190,13 +190,15 @@ class TestInTheGuest:
             shared_vm,
             "mkdir -p /mnt/used && mount -t tmpfs theirs /mnt/used && ln -s /nowhere /mnt/link",
         )
-        before = await look(shared_vm)
-        make, arguments, words = REFUSED_BY_THE_GUEST[case]
-        error = await refused(manager, make(tmp_path), words, **arguments)
-        assert (error.operation, error.slot) == ("mount", Slot(0, 0))
-        assert error.detail
-        assert await look(shared_vm) == before
-        await shell(shared_vm, "umount /mnt/used; rm -r /mnt/*; test ! -e /nowhere")
+        try:
+            before = await look(shared_vm)
+            make, arguments, words = REFUSED_BY_THE_GUEST[case]
+            error = await refused(manager, make(tmp_path), words, **arguments)
+            assert (error.operation, error.slot) == ("mount", Slot(0, 0))
+            assert error.detail
+            assert await look(shared_vm) == before
+        finally:
+            await shell(shared_vm, "umount /mnt/used; rm -r /mnt/*; test ! -e /nowhere")
 
     async def test_a_refused_mount_spares_the_disks_other_mounts(
         self, shared_vm: Machine, manager: Manager, tmp_path: Path

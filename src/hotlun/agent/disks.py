@@ -73,7 +73,7 @@ class Disks:
             self._scsi.wait_for(settings.slot, settings.partition, deadline, settings.identity)
             return
         with self._mounts.claim(settings.path) as place:
-            if self._is_done(settings, place):
+            if place.look() is not None and self._is_done(settings, place):
                 _log.debug("disk %s is at %s already", settings.slot, place)
                 return
             self._mounts.check_free(place, link=settings.block_device)
