@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from hotlun.agent import holders
@@ -91,7 +92,10 @@ class Mappings:
         """
         for name in self._names(slot, partition):
             number = self.mapper.find(name)
-            if number is None or self.mapper.remove(name):
+            if number is None:
+                continue
+            self._unlink_node(name)
+            if self.mapper.remove(name):
                 continue
             if lazy:
                 self.mapper.remove(name, deferred=True)
@@ -103,6 +107,17 @@ class Mappings:
         if self.mapper.may_have(_stem(slot, partition)):
             return Layers.over(slot, partition)
         return ()
+
+    def _unlink_node(self, name: str) -> None:
+        """Remove the node that cryptsetup makes in a guest without udev, where nobody else does.
+
+        While the device is there: of an agent that is killed between the two, the next
+        one finds what is left by it.
+        """
+        path = os.path.join(self._kernel.dev, "mapper", name)
+        with contextlib.suppress(OSError):
+            if stat.S_ISBLK(os.lstat(path).st_mode):  # udev's are links, and udev removes them
+                os.unlink(path)
 
     def _close_busy(self, name: str, device: BlockDevice, deadline: Deadline) -> None:
         removed = self._uevents.wait_until(
