@@ -83,7 +83,7 @@ async def look(vm: Machine) -> Seen:
     mounts, scsi, disks, block, mapped = done.stdout.split("=\n")
     names = {os.path.dirname(os.path.dirname(path)): path for path in disks.split()}
     return Seen(
-        mounts=tuple(_mount(line) for line in mounts.splitlines()),
+        mounts=tuple(mount_info(line) for line in mounts.splitlines()),
         scsi=tuple(sorted(_scsi(path, names) for path in _matches(scsi))),
         block=tuple(map(os.path.basename, _matches(block))),
         mapped=tuple(map(os.path.basename, _matches(mapped))),
@@ -96,7 +96,7 @@ async def look(vm: Machine) -> Seen:
 async def mounted(vm: Machine, path: str) -> MountInfo | None:
     """What the guest says is mounted at `path`."""
     done = await vm.run("cat /proc/self/mountinfo")
-    found = [mount for mount in map(_mount, done.stdout.splitlines()) if mount.path == path]
+    found = [mount for mount in map(mount_info, done.stdout.splitlines()) if mount.path == path]
     return found[-1] if found else None
 
 
@@ -118,7 +118,8 @@ def _dicts(answer: object) -> list[dict[str, Any]]:
     return answer
 
 
-def _mount(line: str) -> MountInfo:
+def mount_info(line: str) -> MountInfo:
+    """A line of /proc/self/mountinfo, read."""
     before, _, after = line.partition(" - ")
     _, _, _, root, path, options, *propagation = before.split(" ")
     filesystem, device, super_options = after.split(" ", 2)
