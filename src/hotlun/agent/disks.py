@@ -132,12 +132,9 @@ class Disks:
         device = self._scsi.find(settings.slot, settings.partition)
         if device is None:
             return False
-        used = self._mappings.top(settings.slot, settings.partition) or device
         if settings.block_device:
-            verified = settings.verity is None or verity.is_open(
-                self._mappings, Layers.over(settings.slot, settings.partition), settings.verity
-            )
-            return verified and place.link_target() == used.node
+            return self._is_linked(settings, device, place)
+        used = self._mappings.top(settings.slot, settings.partition) or device
         if not self._mounts.mounted_as(
             used,
             place,
@@ -148,6 +145,20 @@ class Disks:
             return False
         if settings.key is not None:
             luks.check_key(device, settings.key)
+        return True
+
+    def _is_linked(self, settings: DiskSettings, device: BlockDevice, place: Place) -> bool:
+        """As `_is_done`, for a link. To the bare device is not to what verifies it."""
+        target = place.link_target()
+        if target is None:
+            return False
+        used: BlockDevice | None = device
+        if settings.verity is not None:
+            layers = Layers.over(settings.slot, settings.partition)
+            is_open = verity.is_open(self._mappings, layers, settings.verity)
+            used = self._mappings.top(settings.slot, settings.partition) if is_open else None
+        if used is None or target != used.node:
+            raise RequestError(f"{place} exists already: it is a link to {target}")
         return True
 
     @contextlib.contextmanager
