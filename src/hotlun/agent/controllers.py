@@ -8,6 +8,7 @@ are virtio devices, told apart by their place on the PCI bus, lowest address fir
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from typing import TYPE_CHECKING
@@ -63,12 +64,19 @@ def scsi_host(kernel: Kernel, controller: int) -> int:
 
 def _virtio_controllers(kernel: Kernel) -> list[str]:
     driver = os.path.join(kernel.sys, "bus/virtio/drivers/virtio_scsi")
-    links = {
-        os.readlink(os.path.join(driver, name)): name
-        for name in kernel.names(driver)
-        if _VIRTIO.fullmatch(name)
-    }
-    return [os.path.join(driver, links[link]) for link in sorted(links, key=_bus_address)]
+    paths = [os.path.join(driver, name) for name in kernel.names(driver) if _VIRTIO.fullmatch(name)]
+    return _in_order(tuple((path, os.stat(path, follow_symlinks=False).st_ino) for path in paths))
+
+
+@functools.lru_cache(maxsize=1)
+def _in_order(links: tuple[tuple[str, int], ...]) -> list[str]:
+    """The links to devices in the order of these, worked out when it can have changed.
+
+    Args:
+        links: each with its inode's number, which sysfs gives to no other link.
+    """
+    paths = {os.readlink(path): path for path, _ in links}
+    return [paths[device] for device in sorted(paths, key=_bus_address)]
 
 
 def _bus_address(device: str) -> tuple[list[int], int]:

@@ -93,6 +93,8 @@ def check_type(kernel: Kernel, device: BlockDevice, filesystem: str) -> None:
             f"{device} cannot be mounted as {filesystem}: this guest's kernel has no such "
             "filesystem"
         )
+    if filesystem in superblocks.FILESYSTEMS:
+        return
     if f"nodev\t{filesystem}" in kernel.read(f"{kernel.proc}/filesystems").split("\n"):
         raise RequestError(
             f"{device} cannot be mounted as {filesystem}, which is not on disks",

@@ -169,7 +169,8 @@ class ScsiDisks:
                 found = Identity()
                 if wanted is not None:
                     found = Identity.read(self._kernel, _device_of(disk), disk.sysfs)
-                if self._disk(slot, address) == disk:  # so what was read was this one's
+                # Its name is no other's now, so if that is there, what was read was this one's.
+                if self._kernel.names(os.path.dirname(disk.sysfs)) == [disk.name]:
                     return disk, found
 
     def _discover_again(

@@ -107,6 +107,9 @@ class Uevents:
             deadline: when to give up and return None.
             look_again: seconds after which to look without an event.
         """
+        seen = look()  # mostly that is all
+        if seen is not None:
+            return seen
         with self.watch(device) as changed:
             while True:
                 changed.clear()
