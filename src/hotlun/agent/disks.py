@@ -12,7 +12,7 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING
 
-from hotlun.agent import encryption, filesystems, luks, unwritten, verity
+from hotlun.agent import encryption, filesystems, luks, orphans, unwritten, verity
 from hotlun.agent.errors import RequestError
 from hotlun.agent.mappings import Layers
 from hotlun.agent.uevents import Deadline
@@ -80,7 +80,7 @@ class Disks:
             slot, partition = settings.slot, settings.partition
             with (
                 self._scsi.hold(slot, partition, deadline, settings.identity) as device,
-                self._opened(settings, device) as used,
+                self._opened(settings, device, deadline) as used,
             ):
                 if settings.block_device:
                     self._mounts.link(used, place)
@@ -99,7 +99,10 @@ class Disks:
         slot, partition = settings.slot, settings.partition
         with self._mounts.claim(settings.path) as place:
             # Whether it was to be encrypted is not asked: hcsshim's host does not say it here.
-            found = (self._mappings.top(slot, partition), self._scsi.find(slot, partition))
+            device = self._scsi.find(slot, partition)
+            if device is not None:
+                orphans.wait_for(self._kernel, device, Deadline(self._timeout))
+            found = (self._mappings.top(slot, partition), device)
             devices = [device for device in found if device is not None]
             if settings.block_device:
                 self._mounts.unlink(devices, place)
@@ -162,9 +165,12 @@ class Disks:
         return True
 
     @contextlib.contextmanager
-    def _opened(self, settings: DiskSettings, device: BlockDevice) -> Iterator[BlockDevice]:
+    def _opened(
+        self, settings: DiskSettings, device: BlockDevice, deadline: Deadline
+    ) -> Iterator[BlockDevice]:
         """What is to be mounted: the device, or what lies over it; closed again after an error."""
         slot, partition = settings.slot, settings.partition
+        orphans.wait_for(self._kernel, device, deadline)
         layered = settings.verity is not None or (settings.encrypted and not settings.block_device)
         self._mappings.close(slot, partition, Deadline(BUSY_TIMEOUT))  # a predecessor's
         if not layered:

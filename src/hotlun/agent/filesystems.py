@@ -158,7 +158,7 @@ def make(device: BlockDevice, wanted: str, arguments: Sequence[str] = ()) -> Non
     Raises:
         RequestError: mkfs is missing, failed, or is not done in time.
     """
-    programs.run(device, [*_maker(device, wanted), *arguments, device.node])
+    programs.run(device, [*_maker(device, wanted), *arguments, device.node], node=device.node)
 
 
 def check_maker(device: BlockDevice, wanted: str) -> None:

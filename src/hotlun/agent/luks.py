@@ -87,7 +87,7 @@ def _cryptsetup(device: BlockDevice, key: Key, *arguments: str) -> None:
     if program is None:
         raise RequestError(f"{device} needs cryptsetup, and this guest has none")
     try:
-        programs.run(device, [program, *arguments], input=key.value)
+        programs.run(device, [program, *arguments], node=device.node, input=key.value)
     except programs.ProgramError as error:
         if error.status != _WRONG_KEY:
             raise

@@ -12,9 +12,10 @@ import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from hotlun.agent import holders
+from hotlun.agent import holders, orphans
 from hotlun.agent.errors import RequestError, words
 from hotlun.agent.scsi import BlockDevice
+from hotlun.agent.uevents import Deadline
 from hotlun.bridge.messages import HResult
 
 if TYPE_CHECKING:
@@ -23,10 +24,13 @@ if TYPE_CHECKING:
     from hotlun.agent.devmapper import DeviceMapper
     from hotlun.agent.kernel import Kernel
     from hotlun.agent.settings import Slot
-    from hotlun.agent.uevents import Deadline, Uevents
+    from hotlun.agent.uevents import Uevents
 
 _LOOK_AGAIN = 0.05
 """Seconds between attempts to close a device that is in use; its last close is not announced."""
+
+_PROGRAM_PATIENCE = 10.0
+"""Seconds for a program that an agent before this one has started to come to its end."""
 
 
 class Layers(NamedTuple):
@@ -84,7 +88,8 @@ class Mappings:
         """Remove every layer that there is, the outermost first.
 
         Args:
-            deadline: how long a device in use may take to become free.
+            deadline: how long a device in use may take to become free; if it is by a program
+                that an earlier agent has started, that has longer.
             lazy: do not wait: the kernel removes what is in use when its last user is gone.
 
         Raises:
@@ -120,6 +125,7 @@ class Mappings:
                 os.unlink(path)
 
     def _close_busy(self, name: str, device: BlockDevice, deadline: Deadline) -> None:
+        orphans.wait_for(self._kernel, device, Deadline(_PROGRAM_PATIENCE))
         removed = self._uevents.wait_until(
             lambda: self.mapper.remove(name) or None,
             device.name,

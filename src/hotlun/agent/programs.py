@@ -4,10 +4,9 @@ It gets no shell and no terminal, says what it has to say in English, and may ne
 fill the agent's memory nor keep a request for ever: not even in a system call on a
 dead disk, from which no signal wakes it.
 
-One that outlives the agent goes on: the exclusive open that every mkfs makes of its
-device tells the next agent that it is there. (To have it die too, it would have to be
-started by another program, or by Python code between fork and exec, which hangs in a
-process with threads.)
+One that outlives the agent goes on; `orphans` has the next agent wait for it. (To have
+it die too, it would have to be started by another program, or by Python code between
+fork and exec, which hangs in a process with threads.)
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ import threading
 import time
 from typing import IO, TYPE_CHECKING
 
+from hotlun.agent import orphans
 from hotlun.agent.errors import RequestError, words
 from hotlun.bridge.messages import HResult, printable
 
@@ -73,6 +73,7 @@ def run(
     device: object,
     command: Sequence[str],
     *,
+    node: str = "",
     input: bytes = b"",  # noqa: A002  # as subprocess calls it
     timeout: float = TIMEOUT,
 ) -> bytes:
@@ -81,6 +82,7 @@ def run(
     Args:
         device: what errors say that it was about.
         command: its path and arguments.
+        node: of the device, if it is to be known to be at work on that.
         input: what it can read, at most 4 KiB; without it /dev/null.
         timeout: seconds after which it is killed, with what it has started.
 
@@ -93,14 +95,16 @@ def run(
         raise ValueError(f"{len(input)} bytes of input are more than {_INPUT_MOST}")
     name = os.path.basename(command[0])
     try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE if input else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={"PATH": _PATH, **os.environ, "LC_ALL": "C"},
-            start_new_session=True,  # to be killed with its children
-        )
+        with orphans.marked(node) if node else contextlib.nullcontext(()) as inherited:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE if input else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={"PATH": _PATH, **os.environ, "LC_ALL": "C"},
+                pass_fds=inherited,
+                start_new_session=True,  # to be killed with its children
+            )
     except OSError as error:
         raise RequestError(f"{device}: {name} cannot be run: {words(error)}") from error
     if process.stdin is not None:
