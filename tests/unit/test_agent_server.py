@@ -307,6 +307,23 @@ def test_the_vm_itself_can_be_created_started_and_asked(host: Host) -> None:
         assert answer["ActivityId"] == NULL_ID
 
 
+@pytest.mark.parametrize("character", ["x", "\0", "\ud800", "\U0001f4be"])
+def test_no_answer_is_larger_than_a_host_takes(host: Host, character: str) -> None:
+    """64 KiB with hcsshim's: neither an id that is given back nor words that quote make it so."""
+    host.negotiate()
+    for activity, code in (
+        (character * messages.MAX_ACTIVITY, HResult.INVALID_ARGUMENT),
+        (character * (messages.MAX_ACTIVITY + 1), HResult.INVALID_JSON),
+        (character * 70_000, HResult.INVALID_JSON),
+    ):
+        document = modification("Add", "MappedVirtualDisk", {"MountPath": character * 70_000})
+        number = host.send(MessageType.MODIFY_SETTINGS, {**document, "ActivityId": activity})
+        frame, answer = host.receive()
+        assert (frame.id, answer["Result"] & 0xFFFFFFFF) == (number, code)
+        assert HEADER.size + len(frame.payload) <= 1 << 16
+        assert answer.get("ActivityId", "") == (activity if code != HResult.INVALID_JSON else "")
+
+
 def test_what_only_guests_send_is_not_answered(host: Host) -> None:
     """An answer to an answer would go round for ever."""
     host.negotiate()

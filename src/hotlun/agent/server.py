@@ -130,7 +130,7 @@ class _Session:
         try:
             try:
                 fields = messages.decode(frame.payload)
-                activity = fields.string("ActivityId")
+                activity = messages.activity_of(fields)
             finally:  # what is not served is not read either
                 self._check_served(frame.type)
             if frame.type == MessageType.MODIFY_SETTINGS:

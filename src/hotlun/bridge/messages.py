@@ -49,6 +49,8 @@ FEATURE_LAZY_UNMOUNT = "lazy-unmount"
 MAX_DEPTH = 32
 MAX_TEXT = 4096
 """Characters of an error text that are sent or shown: hcsshim's host takes 64 KiB frames."""
+MAX_ACTIVITY = 128
+"""Characters of an activity's id, which is given back: it is a GUID, and hosts see to that."""
 
 Document = dict[str, Any]
 
@@ -385,6 +387,18 @@ class ModifyRequest:
             request.string("ResourceType"),
             request.fields("Settings"),
         )
+
+
+def activity_of(document: Fields) -> str:
+    """The id by which the host knows its request, to be given back with the answer.
+
+    Raises:
+        MessageError: it is none, or so long that an answer with it could be too large.
+    """
+    activity = document.string("ActivityId")
+    if len(activity) > MAX_ACTIVITY:
+        raise MessageError(f"ActivityId has {len(activity)} characters, more than {MAX_ACTIVITY}")
+    return activity
 
 
 # What the guest says.
