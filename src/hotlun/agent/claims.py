@@ -63,10 +63,13 @@ def claimed(
         except OSError as error:
             check_absent(error)
             return None if error.errno == errno.EBUSY else error
-        if any(holders.loops(kernel, disk.sysfs)):
-            os.close(claim)
-            return None
-        return claim
+        is_free = False
+        try:
+            is_free = not any(holders.loops(kernel, disk.sysfs))
+        finally:
+            if not is_free:
+                os.close(claim)
+        return claim if is_free else None
 
     claim = uevents.wait_until(look, disk.name, deadline, look_again=_LOOK_AGAIN)
     if not isinstance(claim, int):

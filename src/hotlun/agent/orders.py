@@ -39,11 +39,15 @@ def delete(
     inodes = [(path, _inode(path)) for path in (device, *shown)]
     file = _opened(os.path.join(device, "delete"))
     if file is not None:
-        if wanted():
-            _write(file, b"1\n", deadline)
-        else:
-            os.close(file)
+        is_wanted = False
+        try:
+            is_wanted = wanted()
+        finally:
+            if not is_wanted:
+                os.close(file)
+        if not is_wanted:
             return True
+        _write(file, b"1\n", deadline)
 
     def look() -> bool | None:
         """Events do not say: the kernel announces a removal before sysfs shows it."""

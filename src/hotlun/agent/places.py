@@ -334,7 +334,11 @@ def _reach(folder: str, *missing: str) -> tuple[int, str, tuple[str, ...]]:
                 check_absent(error)
                 raise RequestError(f"{folder} cannot be entered: {words(error)}") from error
         else:
-            where = os.readlink(syscalls.path_of(found))
+            try:
+                where = os.readlink(syscalls.path_of(found))
+            except OSError as error:  # a path longer than a page, for one
+                os.close(found)
+                raise RequestError(f"where {folder} leads is not known: {words(error)}") from error
             if not where.endswith(_DELETED) or os.path.exists(where):
                 return found, where, missing
             os.close(found)
