@@ -3,10 +3,13 @@
 
     .venv/bin/python benchmarks/guest.py [--json] [--rounds N]
 
-Both are timed in the guest, by `in_guest.py`: the agent from a request to its answer, over
-a unix socket; the system calls that its work consists of, by ctypes; programs. They take
-turns on the same disks. Medians. The requests are those of a Manager, so that the agent
-also proves each disk by its serial and its size.
+All are timed in the guest, by `in_guest.py`, in turns on the same disks; medians:
+
+* the agent, from a request to its answer, over a unix socket. The requests are those of a
+  Manager, so that each disk is proved by its serial and its size before it is mounted;
+* the same system calls as the agent makes, in the same order, by nobody who looks at what
+  they say (`recorded.py`);
+* bare: what somebody would do who trusts everything. mkdir(2) and mount(2), for one.
 
 Beside "encrypted xfs" are the steps of the original agent, which are cryptsetup's. Beside
 "encrypted ext4" is nothing: on 512 MiB mkfs.ext4 fails after those steps.
@@ -72,7 +75,7 @@ MAKE_EXT4 = ("mkfs.ext4", "-F", "-q", "-E", "lazy_itable_init=1,lazy_journal_ini
 MAKE_XFS = ("mkfs.xfs", "-f", "-q", "-K")
 """As the agent runs them."""
 
-IN_GUEST = Path(__file__).with_name("in_guest.py")
+SCRIPTS = [Path(__file__).with_name(name) for name in ("in_guest.py", "recorded.py")]
 IN_GUEST_TIMEOUT = 1200.0
 
 
@@ -85,6 +88,7 @@ class Job:
         config: how the disk is mounted; None if it is unplugged.
         bare: what does the same (`BARE` of in_guest.py), with its arguments; `""` if nothing.
         blank: make the disk blank before each time.
+        replayed: make the agent's system calls without it, too; not if it runs programs.
     """
 
     done: str
@@ -95,6 +99,7 @@ class Job:
     bare: str = ""
     arguments: dict[str, Any] = field(default_factory=dict)
     blank: bool = False
+    replayed: bool = False
 
 
 def jobs(root_hash: str) -> list[Job]:
@@ -106,12 +111,12 @@ def jobs(root_hash: str) -> list[Job]:
     verified = MountConfig(filesystem="ext4", verity=Verity(root_hash, TREE))
     made, opened, formatted = "make and mount", "open and mount", "format, open and mount"
     return [
-        Job("mount ext4", "unmount ext4", MANY, "ext4", EXT4, "mount", ext4),
+        Job("mount ext4", "unmount ext4", MANY, "ext4", EXT4, "mount", ext4, replayed=True),
         Job("mount ext4, found out", "", MANY, "ext4", MountConfig(), "mount", ext4),
         Job("ensure ext4, is there", "", MANY, "ext4", ENSURE_EXT4, "mount", ext4),
-        Job("mount xfs", "unmount xfs", MANY, "xfs", XFS, "mount", xfs),
-        Job("link", "unlink", MANY, "ext4", MountConfig(block_device=True), "link"),
-        Job("unplug", "", MANY, "unplugged", None, "delete"),
+        Job("mount xfs", "unmount xfs", MANY, "xfs", XFS, "mount", xfs, replayed=True),
+        Job("link", "unlink", MANY, "ext4", MountConfig(block_device=True), "link", replayed=True),
+        Job("unplug", "", MANY, "unplugged", None, "delete", replayed=True),
         Job(
             *("ensure ext4, blank", "", SOME, "blank", ENSURE_EXT4),
             *(made, {"maker": MAKE_EXT4, **ext4}, True),
@@ -184,8 +189,8 @@ class Bench:
     async def measure(self, plan: list[Job]) -> dict[str, Any]:
         """Have the script in the guest do it all; its samples, by the name of the job."""
         planned = json.dumps([self._planned(job) for job in plan])
-        command = (
-            f"cat >/run/in_guest.py <<'END'\n{IN_GUEST.read_text()}\nEND\n"
+        scripts = [f"cat >/run/{path.name} <<'END'\n{path.read_text()}\nEND\n" for path in SCRIPTS]
+        command = "".join(scripts) + (
             f"python3 -I /run/in_guest.py /run/hotlun/agent.pyz <<'END'\n{planned}\nEND\n"
         )
         samples: dict[str, Any] = json.loads(await self.shell(command))
@@ -215,6 +220,7 @@ class Bench:
             "bare": job.bare,
             "arguments": job.arguments,
             "blank": job.blank,
+            "replayed": job.replayed,
         }
 
     def _mount(self, name: str, config: MountConfig) -> GuestMount:
@@ -242,11 +248,14 @@ async def measure(rounds: int | None) -> dict[str, dict[str, float]]:
 def _rows(job: Job, samples: dict[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
     for index, name in enumerate((job.done, job.undone)):
         if name:
-            ours = _median(sample[index] for sample in samples["agent"])
-            row = {"agent_ms": ours}
-            if job.bare:
-                row["bare_ms"] = _median(sample[index] for sample in samples["bare"])
-                row["ratio"] = round(ours / row["bare_ms"], 3)
+            row = {
+                f"{side}_ms": _median(sample[index] for sample in rounds)
+                for side, rounds in samples.items()
+                if rounds
+            }
+            for side in ("calls", "bare"):
+                if samples[side]:
+                    row[f"to_{side}"] = round(row["agent_ms"] / row[f"{side}_ms"], 3)
             yield name, row
 
 
@@ -264,10 +273,10 @@ def main() -> None:
     if chosen.json:
         print(json.dumps(rows))
         return
-    print(f"{'in the guest':<24}{'agent ms':>10}{'bare ms':>10}{'ratio':>8}")
+    columns = ("agent_ms", "calls_ms", "to_calls", "bare_ms", "to_bare")
+    print(f"{'in the guest':<24}", *(f"{column.replace('_', ' '):>9}" for column in columns))
     for name, row in rows.items():
-        bare, ratio = (f"{row[key]}" if key in row else "" for key in ("bare_ms", "ratio"))
-        print(f"{name:<24}{row['agent_ms']:>10}{bare:>10}{ratio:>8}")
+        print(f"{name:<24}", *(f"{row.get(column, ''):>9}" for column in columns))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
 
     python3 -I in_guest.py AGENT.pyz < PLAN.json > SAMPLES.json
 
-The agent is a process of its own, reached over a unix socket; the bare side is this
-process, which makes the system calls through ctypes and starts the programs that the
-agent starts. They take turns, with the same disk. While one is timed the other does not
-run, and neither does the guest's own agent: all would hear of each device that goes.
+The agent is a process of its own, reached over a unix socket. What it is compared with is
+done in this process, by system calls through ctypes and by programs. They take turns, with
+the same disk. While this one is timed the other does not run, and the guest's own agent
+never does: all would hear of each device that goes.
 Standard library only, as it is in the guest.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import glob
 import itertools
 import json
@@ -26,7 +27,9 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 AGENT = sys.argv[1]
-sys.path.insert(0, AGENT)
+sys.path[:0] = [AGENT, os.path.dirname(__file__)]
+
+from recorded import Recorder, copied, replay  # noqa: E402
 
 from hotlun.bridge import messages  # noqa: E402
 from hotlun.bridge.frames import HEADER, Frame, encode  # noqa: E402
@@ -66,6 +69,8 @@ class Job(NamedTuple):
     arguments: dict[str, Any]
     blank: bool
     """Whether the disk is to be blank each time."""
+    replayed: bool
+    """Whether the agent's system calls are made without it, too."""
 
 
 class Disk:
@@ -85,7 +90,14 @@ class Disk:
         if not os.path.exists(self.address):
             with open(f"/sys/class/scsi_host/host{self.host}/scan", "w") as scan:
                 scan.write(self.place.replace(":", " "))
-        until(lambda: os.path.isdir(f"{self.address}/block") and os.path.exists(self.node))
+        until(self._is_readable)
+
+    def _is_readable(self) -> bool:
+        try:
+            with open(self.node, "rb") as file:
+                return bool(file.read(1))
+        except (OSError, ValueError):  # it has no name yet
+            return False
 
     def blank(self) -> None:
         """Leave nothing that anybody would recognise."""
@@ -259,9 +271,9 @@ BARE: dict[str, type[Mount]] = {
 }
 
 
-def measure(agent: Agent, job: Job) -> dict[str, list[list[float]]]:
+def measure(agent: Agent, recorder: Recorder, job: Job) -> dict[str, list[list[float]]]:
     """Seconds for doing and undoing it: by whom, a pair for each round."""
-    samples: dict[str, list[list[float]]] = {"agent": [], "bare": []}
+    samples: dict[str, list[list[float]]] = {"agent": [], "calls": [], "bare": []}
 
     def by_agent() -> None:
         prepare(job)
@@ -269,19 +281,26 @@ def measure(agent: Agent, job: Job) -> dict[str, list[list[float]]]:
         undone = sum(agent.modify(request) for request in job.undo)
         samples["agent"].append([done, undone])
 
+    def calls() -> None:
+        with agent.stopped():
+            for _ in range(2):  # the first time it also opens what it then keeps open
+                prepare(job)
+                ways = [[recorder.record(request) for request in way] for way in (job.do, job.undo)]
+            prepare(job)
+            again = [[call for made in way for call in copied(made)] for way in ways]
+            samples["calls"].append([timed(functools.partial(replay, way)) for way in again])
+
     def bare() -> None:
-        if not job.bare:
-            return
         with agent.stopped():
             prepare(job)
             way = BARE[job.bare](job.disk, job.arguments)
             samples["bare"].append([timed(way.do), timed(way.undo)])
 
-    for number in range(
-        job.rounds + 1
-    ):  # the first is not counted: what is needed is loaded, or made
-        for side in (bare, by_agent) if number % 2 else (by_agent, bare):
+    sides = [by_agent, *[calls] * job.replayed, *[bare] * bool(job.bare)]
+    for number in range(job.rounds + 1):
+        for side in reversed(sides) if number % 2 else sides:
             side()
+    # The first round loads or makes what is needed.
     return {side: rounds[1:] for side, rounds in samples.items()}
 
 
@@ -339,13 +358,13 @@ def main() -> None:
     os.makedirs(FOLDER, exist_ok=True)
     samples: dict[str, Any] = {}
     with guests_own_agent_stopped():
-        agent = Agent()
+        agent, recorder = Agent(), Recorder()
         try:
             nothing = [agent.nothing() for _ in range(100)]
-            samples["nothing"] = {"agent": [[seconds, 0.0] for seconds in nothing], "bare": []}
+            samples["nothing"] = {"agent": [[seconds, 0.0] for seconds in nothing]}
             for job in plan:
                 disk = Disk(job.pop("lun"))
-                samples[job["name"]] = measure(agent, Job(disk=disk, **job))
+                samples[job["name"]] = measure(agent, recorder, Job(disk=disk, **job))
         finally:
             agent.end()
     json.dump(samples, sys.stdout)
