@@ -284,29 +284,23 @@ async def deleted(vm: Machine, node: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize(
-    ("offset", "config"),
-    [
-        pytest.param(0, ensured("xfs"), id="first sector"),
-        pytest.param(1024, ensured("ext4"), id="where ext4 would be"),
-        pytest.param(64 * 1024, ensured("btrfs"), id="where btrfs would be"),
-        pytest.param(1000 * 1024, ensured("ext4", preserve_data=True), id="first MiB"),
-        pytest.param(
-            384 * disks.MIB - 512,
-            ensured("ext4", encrypted=True, preserve_data=True),
-            id="last sector",
-        ),
-    ],
-)
-async def test_a_read_error_is_not_blank(
-    shared_vm: Machine, tmp_path: Path, offset: int, config: MountConfig
-) -> None:
-    """A disk that cannot be read is an error, and nothing is made on it."""
-    path = disks.blank(tmp_path / "disk.raw", 384 * disks.MIB)
-    async with unreadable(shared_vm, path, offset) as attachment:
-        with pytest.raises(BackendError, match=r"cannot be read.*Input/output error"):
-            await shared_vm.guest.mount(GuestMount(attachment, "/mnt/bad", config))
-    assert contents.written(path) == {}
+UNREADABLE = {
+    "first sector": (0, ensured("xfs")),
+    "where ext4 would be": (1024, ensured("ext4")),
+    "where btrfs would be": (64 * 1024, ensured("btrfs")),
+    "the first MiB's end": (1000 * 1024, ensured("ext4", preserve_data=True)),
+    "last sector": (-512, ensured("ext4", encrypted=True, preserve_data=True)),
+}
+
+
+async def test_a_read_error_is_not_blank(shared_vm: Machine, tmp_path: Path) -> None:
+    """Wherever a disk cannot be read, that is an error, and nothing is made on it."""
+    for what, (offset, config) in UNREADABLE.items():
+        path = disks.blank(tmp_path / f"{what}.raw", 384 * disks.MIB)
+        async with unreadable(shared_vm, path, offset % (384 * disks.MIB)) as attachment:
+            with pytest.raises(BackendError, match=r"cannot be read.*Input/output error"):
+                await shared_vm.guest.mount(GuestMount(attachment, "/mnt/bad", config))
+        assert contents.written(path) == {}, what
 
 
 async def test_big_disks_format_fast(shared_vm: Machine, manager: Manager, tmp_path: Path) -> None:
