@@ -286,5 +286,9 @@ def _not_unmounted(
 
 def _check_reached(place: Place) -> None:
     """Refuse to have worked in a folder that was moved away, whoever did that."""
-    if not place.is_reached():
+    try:
+        is_reached = place.is_reached()
+    except OSError as error:
+        raise RequestError(f"where {place} is now is not known: {words(error)}") from error
+    if not is_reached:
         raise RequestError(f"a folder above {place} was moved away meanwhile")
