@@ -109,11 +109,12 @@ def jobs(root_hash: str) -> list[Job]:
     tree = f"--hash-offset={TREE}"
     verity = {"open": ["veritysetup", "open", tree, "DISK", "NAME", "DISK", root_hash]}
     verified = MountConfig(filesystem="ext4", verity=Verity(root_hash, TREE))
-    made, opened, formatted = "make and mount", "open and mount", "format, open and mount"
+    found_out, made = "find out and mount", "make and mount"
+    opened, formatted = "open and mount", "format, open and mount"
     return [
         Job("mount ext4", "unmount ext4", MANY, "ext4", EXT4, "mount", ext4, replayed=True),
-        Job("mount ext4, found out", "", MANY, "ext4", MountConfig(), "mount", ext4),
-        Job("ensure ext4, is there", "", MANY, "ext4", ENSURE_EXT4, "mount", ext4),
+        Job("mount ext4, found out", "", MANY, "ext4", MountConfig(), found_out),
+        Job("ensure ext4, is there", "", MANY, "ext4", ENSURE_EXT4, found_out),
         Job("mount xfs", "unmount xfs", MANY, "xfs", XFS, "mount", xfs, replayed=True),
         Job("link", "unlink", MANY, "ext4", MountConfig(block_device=True), "link", replayed=True),
         Job("unplug", "", MANY, "unplugged", None, "delete", replayed=True),

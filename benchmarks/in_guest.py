@@ -178,6 +178,21 @@ class Mount:
         os.rmdir(self.path)
 
 
+class FoundOutAndMounted(Mount):
+    """libblkid's verdict, and a mount as that."""
+
+    def do(self) -> None:
+        blkid = ctypes.CDLL("libblkid.so.1")
+        blkid.blkid_new_probe_from_filename.restype = ctypes.c_void_p
+        probe = ctypes.c_void_p(blkid.blkid_new_probe_from_filename(self.disk.encode()))
+        found = ctypes.c_char_p()
+        check(blkid.blkid_do_safeprobe(probe))
+        check(blkid.blkid_probe_lookup_value(probe, b"TYPE", ctypes.byref(found), None))
+        self.arguments = {"filesystem": (found.value or b"").decode()}
+        blkid.blkid_free_probe(probe)
+        super().do()
+
+
 class MadeAndMounted(Mount):
     """mkfs with the arguments that the agent gives it, and a mount."""
 
@@ -263,6 +278,7 @@ class Delete(Mount):
 
 BARE: dict[str, type[Mount]] = {
     "mount": Mount,
+    "find out and mount": FoundOutAndMounted,
     "make and mount": MadeAndMounted,
     "link": Link,
     "delete": Delete,
