@@ -128,8 +128,10 @@ def _loops(kernel: Kernel) -> Iterator[tuple[str, str]]:
     """The loop devices in use, each with the path of its file."""
     block = os.path.join(kernel.sys, "class/block")
     for name in kernel.names(block):
+        if not name.startswith("loop"):
+            continue
         file = os.path.join(block, name, "loop/backing_file")
-        if name.startswith("loop") and os.path.exists(file):  # sooner than a failed read
+        if os.path.exists(file):  # sooner than a failed read
             try:
                 yield name, kernel.read(file)
             except OSError as error:  # no longer
