@@ -23,7 +23,7 @@ from hotlun.agent.errors import RequestError, words
 from hotlun.agent.kernel import check_absent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from hotlun.agent.kernel import Kernel
 
@@ -31,6 +31,8 @@ _HEADER = struct.Struct("=3IIIIiIIIQ128s129s7x")
 """struct dm_ioctl: version, sizes, target count, open count, flags, event, device, name, uuid."""
 _TARGET = struct.Struct("=QQiI16s")
 """struct dm_target_spec: start and length in sectors, status, offset of the next, type."""
+_NAME = struct.Struct("=QI")
+"""The head of struct dm_name_list: a device's number, and the offset of the next one's."""
 _BUFFER = 4096
 
 _LIST, _CREATE, _REMOVE, _SUSPEND, _STATUS, _LOAD, _CLEAR, _TABLE = 2, 3, 4, 6, 7, 9, 10, 12
@@ -82,17 +84,21 @@ class DeviceMapper:
                 return None
             raise self._failed("looked for", name, error) from error
 
-    def may_have(self, stem: str) -> bool:
-        """Whether to look for devices whose names begin so: one question in place of many.
+    def names(self, stem: str) -> list[str]:
+        """Of the mapped devices whose names begin so: one question in place of many.
 
         Raises:
             RequestError: the kernel cannot be asked.
         """
         if self._absent():
-            return False
-        answer = self._checked("looked for", _LIST, "")
-        is_cut_off = _HEADER.unpack_from(answer)[7] & _BUFFER_FULL
-        return bool(is_cut_off) or os.fsencode(stem) in answer[_HEADER.size :]
+            return []
+        size = _BUFFER
+        while True:
+            answer = self._checked("looked for", _LIST, "", room=size)
+            if not _HEADER.unpack_from(answer)[7] & _BUFFER_FULL:
+                break
+            size *= 4
+        return [name for name in _listed(answer) if name.startswith(stem)]
 
     def table(self, name: str) -> str:
         """The words of the table in service, none if there is no such device.
@@ -166,15 +172,28 @@ class DeviceMapper:
         return not deferred or self.find(name) is None
 
     def _checked(
-        self, verb: str, command: int, name: str, flags: int = 0, payload: bytes = b""
+        self,
+        verb: str,
+        command: int,
+        name: str,
+        flags: int = 0,
+        payload: bytes = b"",
+        room: int = _BUFFER,
     ) -> bytearray:
         try:
-            return self._call(command, name, flags, payload)
+            return self._call(command, name, flags, payload, room)
         except OSError as error:
             raise self._failed(verb, name, error) from error
 
-    def _call(self, command: int, name: str, flags: int = 0, payload: bytes = b"") -> bytearray:
-        buffer = bytearray(max(_BUFFER, _HEADER.size + len(payload)))
+    def _call(
+        self,
+        command: int,
+        name: str,
+        flags: int = 0,
+        payload: bytes = b"",
+        room: int = _BUFFER,
+    ) -> bytearray:
+        buffer = bytearray(max(room, _HEADER.size + len(payload)))
         buffer[_HEADER.size : _HEADER.size + len(payload)] = payload
         _HEADER.pack_into(
             buffer,
@@ -220,3 +239,16 @@ def _number(answer: bytearray) -> str:
     """The device's, which the kernel codes in 32 bits (new_encode_dev)."""
     device = _HEADER.unpack_from(answer)[10]
     return f"{(device >> 8) & 0xFFF}:{(device & 0xFF) | ((device >> 12) & 0xFFF00)}"
+
+
+def _listed(answer: bytearray) -> Iterator[str]:
+    """The names in a list of devices: struct dm_name_list, each with the way to the next."""
+    start = _HEADER.size
+    device, following = _NAME.unpack_from(answer, start)
+    while device:
+        end = answer.index(b"\0", start + _NAME.size)
+        yield answer[start + _NAME.size : end].decode("utf-8", "replace")
+        if not following:
+            return
+        start += following
+        device, following = _NAME.unpack_from(answer, start)

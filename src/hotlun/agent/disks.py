@@ -73,19 +73,20 @@ class Disks:
             self._scsi.wait_for(settings.slot, settings.partition, deadline, settings.identity)
             return
         with self._mounts.claim(settings.path) as place:
-            if place.look() is not None and self._is_done(settings, place):
+            link = settings.block_device
+            if not link and place.look() is not None and self._is_mounted(settings, place):
                 _log.debug("disk %s is at %s already", settings.slot, place)
                 return
-            self._mounts.check_free(place, link=settings.block_device)
+            self._mounts.check_free(place, link=link)
             slot, partition = settings.slot, settings.partition
-            with (
-                self._scsi.hold(slot, partition, deadline, settings.identity) as device,
-                self._opened(settings, device, deadline) as used,
-            ):
-                if settings.block_device:
-                    self._mounts.link(used, place)
-                else:
-                    self._mount(settings, used, place, deadline)
+            with self._scsi.hold(slot, partition, deadline, settings.identity) as device:
+                if link and self._is_linked(settings, device, place):
+                    return
+                with self._opened(settings, device, deadline) as used:
+                    if link:
+                        self._mounts.link(used, place)
+                    else:
+                        self._mount(settings, used, place, deadline)
             _log.debug("%s is at %s", device, place)
 
     def unmount(self, settings: DiskSettings) -> None:
@@ -105,12 +106,15 @@ class Disks:
             found = (self._mappings.top(slot, partition), device)
             devices = [device for device in found if device is not None]
             if settings.block_device:
-                self._mounts.unlink(devices, place)
+                was_there = self._mounts.unlink(devices, place)
             else:
-                self._mounts.unmount(
+                was_there = self._mounts.unmount(
                     devices, place, lazy=settings.lazy, deadline=Deadline(BUSY_TIMEOUT)
                 )
-            self._mappings.close(slot, partition, Deadline(BUSY_TIMEOUT), lazy=settings.lazy)
+            if was_there:
+                self._mappings.close(slot, partition, Deadline(BUSY_TIMEOUT), lazy=settings.lazy)
+            else:  # of another path, perhaps
+                self._mappings.close_unused(slot, partition)
             _log.debug("disk %s is not at %s any more", slot, place)
 
     def unplug(self, slot: Slot, timeout: float | None = None) -> None:
@@ -122,10 +126,11 @@ class Disks:
         Raises:
             RequestError: it is in use, or did not go.
         """
+        self._mappings.close_unused(slot)  # what a failed or forgotten mount has left
         self._scsi.unplug(slot, Deadline(self._timeout if timeout is None else timeout))
         _log.debug("disk %s is unplugged", slot)
 
-    def _is_done(self, settings: DiskSettings, place: Place) -> bool:
+    def _is_mounted(self, settings: DiskSettings, place: Place) -> bool:
         """Whether the same was asked for before, and is done.
 
         Raises:
@@ -135,9 +140,9 @@ class Disks:
         device = self._scsi.find(settings.slot, settings.partition)
         if device is None:
             return False
-        if settings.block_device:
-            return self._is_linked(settings, device, place)
-        used = self._mappings.top(settings.slot, settings.partition) or device
+        used = self._mappings.top(settings.slot, settings.partition)
+        if used is None or not self._mappings.lies_over(used, device):
+            used = device
         if not self._mounts.mounted_as(
             used,
             place,
@@ -151,14 +156,14 @@ class Disks:
         return True
 
     def _is_linked(self, settings: DiskSettings, device: BlockDevice, place: Place) -> bool:
-        """As `_is_done`, for a link. To the bare device is not to what verifies it."""
+        """As `_is_mounted`, for a link. To the bare device is not to what verifies it."""
         target = place.link_target()
         if target is None:
             return False
         used: BlockDevice | None = device
         if settings.verity is not None:
             layers = Layers.over(settings.slot, settings.partition)
-            is_open = verity.is_open(self._mappings, layers, settings.verity)
+            is_open = verity.is_open(self._mappings, layers, device, settings.verity)
             used = self._mappings.top(settings.slot, settings.partition) if is_open else None
         if used is None or target != used.node:
             raise RequestError(f"{place} exists already: it is a link to {target}")
@@ -183,6 +188,7 @@ class Disks:
                 self._mappings.close(slot, partition, Deadline(BUSY_TIMEOUT))
             except RequestError as error:
                 _log.warning("after a failed mount: %s", error)
+                self._mappings.close(slot, partition, Deadline(0), lazy=True)
             raise
 
     def _open(self, settings: DiskSettings, device: BlockDevice) -> BlockDevice:
@@ -190,14 +196,13 @@ class Disks:
         if settings.verity is not None:
             return verity.open_verified(self._mappings, layers, device, settings.verity)
         if settings.key is not None:
-            luks.ensure(
+            return luks.open_volume(
+                self._mappings,
+                layers,
                 device,
                 settings.key,
                 may_format=settings.ensure_filesystem,
                 read_only=settings.read_only,
-            )
-            return luks.open_existing(
-                self._mappings, layers, device, settings.key, read_only=settings.read_only
             )
         self._check_encryptable(settings, device)
         return encryption.open_new(self._mappings, layers, device)

@@ -9,6 +9,7 @@ next one asks for about the same disk, must not meet.
 from __future__ import annotations
 
 import collections
+import logging
 import queue
 import threading
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ _WAITING_MAX = 4096
 
 _IDLE_MAX = 16
 """Threads kept without work."""
+
+_log = logging.getLogger("hotlun.agent")
 
 
 class Lanes:
@@ -62,8 +65,11 @@ class Lanes:
             if job is not None:
                 try:
                     job()
+                except Exception:
+                    _log.exception("a job that must not raise has raised")
                 finally:
                     self._room.release()
+                    del job  # with the request that it holds
             elif self._stays():
                 lane = self._handed_over.get()
             else:

@@ -6,10 +6,11 @@ a mapped device is a mapped device.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from hotlun.agent import filesystems, programs
-from hotlun.agent.errors import RequestError
+from hotlun.agent.errors import RequestError, words
 from hotlun.bridge.messages import HResult
 
 if TYPE_CHECKING:
@@ -22,27 +23,64 @@ TYPE = "crypto_LUKS"
 
 _ALONE = ("--batch-mode", "--disable-locks")
 """One request at a time has a disk; cryptsetup's own locks leave a directory in /run."""
+_UNFINISHED = "hotlun: unfinished"
+"""What a volume has for its subsystem until it is done. cryptsetup writes the header first,
+and the key's slot seconds later; whatever happens between leaves what no key can open."""
+_SUBSYSTEM = 208, 48
+"""Where in the header that stands, and how long it can be (LUKS2 On-Disk Format, 1.1.2)."""
+
 _FORMAT = (
-    *("luksFormat", *_ALONE, "--type", "luks2", "--key-file", "-"),
+    *("luksFormat", *_ALONE, "--type", "luks2", "--key-file", "-", "--subsystem", _UNFINISHED),
     *("--cipher", "aes-xts-plain64", "--key-size", "512", "--pbkdf", "argon2id"),
     # The cost of trying a key: fixed, as to measure takes seconds and gives an emulated or
     # busy guest a cost that nobody should rely on. RFC 9106's second choice is 3 and 64 MiB.
     *("--pbkdf-memory", "65536", "--pbkdf-force-iterations", "4", "--pbkdf-parallel", "1"),
 )
+_FINISH = ("config", *_ALONE, "--subsystem", "")
 _OPEN = ("open", *_ALONE, "--type", "luks", "--key-file", "-")
 _WRONG_KEY = 2
 """cryptsetup's exit status for "no permission (bad passphrase)", and for that alone."""
 
+_NOISE = 1 << 20
+"""Bytes of the start of a new volume that are written: unwritten ones read as anything."""
 
-def ensure(device: BlockDevice, key: Key, *, may_format: bool, read_only: bool) -> None:
-    """See that a LUKS volume is on the device, and make one where nothing is.
+
+def open_volume(
+    mappings: Mappings,
+    layers: Layers,
+    device: BlockDevice,
+    key: Key,
+    *,
+    may_format: bool,
+    read_only: bool,
+) -> BlockDevice:
+    """The device that gives what the LUKS volume on `device` holds; made where nothing is.
 
     Raises:
-        RequestError: there is none, and none could be made, or may be.
+        RequestError: there is none, and none could be made, or may be; the key opens
+            nothing of it (`HResult.WRONG_KEY`); or it is damaged.
+    """
+    is_new = not _is_there(device, may_format=may_format, read_only=read_only)
+    if is_new:
+        _cryptsetup(device, key, *_FORMAT, device.node)
+    opened = _open(mappings, layers, device, key, read_only=read_only)
+    if is_new:
+        _write_start(opened)
+        _cryptsetup(device, None, *_FINISH, device.node)
+    return opened
+
+
+def _is_there(device: BlockDevice, *, may_format: bool, read_only: bool) -> bool:
+    """Whether a volume is on the device; if not, one is to be made.
+
+    Raises:
+        RequestError: none is, and none may be made.
     """
     found = filesystems.detect(device, (TYPE,))
     if found == TYPE:
-        return
+        if not _is_unfinished(device):
+            return True
+        found = ""  # nothing was ever in it
     if found or not may_format:
         advice = (
             "a new one is made on a blank disk alone"
@@ -54,17 +92,33 @@ def ensure(device: BlockDevice, key: Key, *, may_format: bool, read_only: bool) 
         )
     if read_only:
         raise RequestError(f"{device} is read-only and blank: no LUKS volume can be made on it")
-    _cryptsetup(device, key, *_FORMAT, device.node)
+    return False
 
 
-def open_existing(
+def _is_unfinished(device: BlockDevice) -> bool:
+    start, length = _SUBSYSTEM
+    try:
+        with open(device.node, "rb", buffering=0) as file:
+            header = file.read(start + length)
+    except OSError as error:
+        raise RequestError(f"{device} cannot be read: {words(error)}") from error
+    return header[start:].rstrip(b"\0") == _UNFINISHED.encode()
+
+
+def _write_start(opened: BlockDevice) -> None:
+    """Have nothing be recognised in a volume that holds nothing."""
+    try:
+        with open(opened.node, "r+b", buffering=0) as file:
+            length = min(_NOISE, file.seek(0, os.SEEK_END))
+            os.pwrite(file.fileno(), bytes(length), 0)
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise RequestError(f"{opened} cannot be written: {words(error)}") from error
+
+
+def _open(
     mappings: Mappings, layers: Layers, device: BlockDevice, key: Key, *, read_only: bool
 ) -> BlockDevice:
-    """The device that gives what the LUKS volume on `device` holds.
-
-    Raises:
-        RequestError: the key opens nothing of it (`HResult.WRONG_KEY`), or it is damaged.
-    """
     flags = ["--readonly"] if read_only else []
     _cryptsetup(device, key, *_OPEN, *flags, device.node, layers.luks)
     mapped = mappings.mapper.find(layers.luks)
@@ -77,17 +131,18 @@ def check_key(device: BlockDevice, key: Key) -> None:
     """Refuse a key that does not open the volume, which may be open already.
 
     Raises:
-        RequestError: as for `open_existing`.
+        RequestError: as for `open_volume`.
     """
     _cryptsetup(device, key, *_OPEN, "--test-passphrase", device.node)
 
 
-def _cryptsetup(device: BlockDevice, key: Key, *arguments: str) -> None:
+def _cryptsetup(device: BlockDevice, key: Key | None, *arguments: str) -> None:
     program = programs.find("cryptsetup")
     if program is None:
         raise RequestError(f"{device} needs cryptsetup, and this guest has none")
     try:
-        programs.run(device, [program, *arguments], node=device.node, input=key.value)
+        given = key.value if key is not None else b""
+        programs.run(device, [program, *arguments], node=device.node, input=given)
     except programs.ProgramError as error:
         if error.status != _WRONG_KEY:
             raise

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hotlun.agent import holders, orphans
 from hotlun.agent.errors import RequestError, words
+from hotlun.agent.kernel import check_absent
 from hotlun.agent.scsi import BlockDevice
 from hotlun.agent.uevents import Deadline
 from hotlun.bridge.messages import HResult
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from hotlun.agent.devmapper import DeviceMapper
     from hotlun.agent.kernel import Kernel
     from hotlun.agent.settings import Slot
@@ -43,11 +42,11 @@ class Layers(NamedTuple):
 
     @classmethod
     def over(cls, slot: Slot, partition: int) -> Layers:
-        return cls(*(_stem(slot, partition) + layer for layer in cls._fields))
+        return cls(*(f"{_stem(slot)}{partition}-{layer}" for layer in cls._fields))
 
 
-def _stem(slot: Slot, partition: int) -> str:
-    return f"hotlun-{slot.controller}-{slot.lun}-p{partition}-"
+def _stem(slot: Slot) -> str:
+    return f"hotlun-{slot.controller}-{slot.lun}-p"
 
 
 class Mappings:
@@ -70,6 +69,20 @@ class Mappings:
                 with contextlib.suppress(RequestError):  # it never got a table
                     return self.device(slot, number)
         return None
+
+    def lies_over(self, mapped: BlockDevice, device: BlockDevice) -> bool:
+        """Whether a mapped device's lowest layer is on this device, and not on one of before."""
+        path = mapped.sysfs
+        while True:
+            below = self._kernel.names(os.path.join(path, "slaves"))
+            if not below:
+                break
+            try:
+                path = self._kernel.target(os.path.join(path, "slaves", below[0]))
+            except OSError as error:
+                check_absent(error)
+                return False
+        return path == device.sysfs
 
     def device(self, slot: Slot, number: str) -> BlockDevice:
         """A mapped device as everything else takes devices.
@@ -97,32 +110,45 @@ class Mappings:
         """
         for name in self._names(slot, partition):
             number = self.mapper.find(name)
-            if number is None:
-                continue
-            self._unlink_node(name)
-            if self.mapper.remove(name):
+            if number is None or self._remove(name):
                 continue
             if lazy:
                 self.mapper.remove(name, deferred=True)
             else:
                 self._close_busy(name, self.device(slot, number), deadline)
 
-    def _names(self, slot: Slot, partition: int) -> Sequence[str]:
-        """Of the layers that there may be; mostly there is none."""
-        if self.mapper.may_have(_stem(slot, partition)):
-            return Layers.over(slot, partition)
-        return ()
+    def close_unused(self, slot: Slot, partition: int | None = None) -> None:
+        """Remove the layers that nothing uses, of one partition or of all; others stay.
 
-    def _unlink_node(self, name: str) -> None:
-        """Remove the node that cryptsetup makes in a guest without udev, where nobody else does.
+        Of one partition what verifies it stays, too: a link may lead to it, and leaves no
+        trace in the kernel.
 
-        While the device is there: of an agent that is killed between the two, the next
-        one finds what is left by it.
+        Raises:
+            RequestError: the kernel cannot be asked.
+        """
+        for name in self._names(slot, partition):
+            if partition is None or not name.endswith("-verity"):
+                self._remove(name)
+
+    def _names(self, slot: Slot, partition: int | None) -> list[str]:
+        """Of the layers that there are, the outermost first; mostly there is none."""
+        stem = _stem(slot) + ("" if partition is None else f"{partition}-")
+        order = Layers._fields
+        return sorted(
+            self.mapper.names(stem), key=lambda name: order.index(name.rpartition("-")[2])
+        )
+
+    def _remove(self, name: str) -> bool:
+        """Whether the device is gone, with the node that cryptsetup makes where there is no udev.
+
+        The node goes first: of an agent that is killed between the two, the next one
+        finds what is left by the device.
         """
         path = os.path.join(self._kernel.dev, "mapper", name)
         with contextlib.suppress(OSError):
             if stat.S_ISBLK(os.lstat(path).st_mode):  # udev's are links, and udev removes them
                 os.unlink(path)
+        return self.mapper.remove(name)
 
     def _close_busy(self, name: str, device: BlockDevice, deadline: Deadline) -> None:
         orphans.wait_for(self._kernel, device, Deadline(_PROGRAM_PATIENCE))

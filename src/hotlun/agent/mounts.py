@@ -167,8 +167,8 @@ class Mounts:
         *,
         lazy: bool = False,
         deadline: Deadline,
-    ) -> None:
-        """Unmount whatever of the devices is mounted at a path, however often.
+    ) -> bool:
+        """Unmount whatever of the devices is mounted at a path, however often; whether any was.
 
         What else is mounted there stays. If that is all, there is nothing to undo
         but empty directories that an agent made.
@@ -183,6 +183,7 @@ class Mounts:
         Raises:
             RequestError: the mount is busy, or out of sight below another device's.
         """
+        was_mounted = False
         while True:
             seen = place.look()
             if seen is None or not seen.mount:
@@ -190,7 +191,7 @@ class Mounts:
             if seen.device not in [device.number for device in devices]:
                 stack = place.stack()
                 if not any(self._is_of(mount, devices) for mount in stack):
-                    return
+                    return was_mounted
                 if not self._is_of(stack[0], devices):
                     whose = devices[0] if devices else "the disk asked for"
                     raise RequestError(
@@ -198,7 +199,9 @@ class Mounts:
                         "it was left alone"
                     )
             self._unmount(place, devices, lazy, deadline)
+            was_mounted = True
         place.clear()
+        return was_mounted
 
     def link(self, device: BlockDevice, place: Place) -> None:
         """Make the path a symbolic link to the device's node, if it is not.
@@ -219,19 +222,20 @@ class Mounts:
             place.clear()
             raise
 
-    def unlink(self, devices: Sequence[BlockDevice], place: Place) -> None:
+    def unlink(self, devices: Sequence[BlockDevice], place: Place) -> bool:
         """Remove the link at a path, if it is one to one of the devices, or to none.
 
-        What else is there is none of ours, and stays.
+        What else is there is none of ours, and stays. Gives whether there was one.
         """
         target = place.link_target()
         if target is not None:
             dead = os.path.dirname(target) == self._kernel.dev and not os.path.exists(target)
             if not dead and target not in [device.node for device in devices]:
                 _log.info("%s stays: it is a link to %s", place, target)
-                return
+                return False
             place.unlink()
         place.clear()
+        return target is not None
 
     def _is_of(self, mount: Mount, devices: Sequence[BlockDevice]) -> bool:
         if devices:

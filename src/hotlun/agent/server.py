@@ -89,19 +89,8 @@ class Server:
         decoder = FrameDecoder()
         _log.info("a host is here")
         try:
-            broken = None
-            while broken is None:
-                data = link.receive()
-                if not data:
-                    break
-                try:
-                    frames = decoder.feed(data)
-                except FrameError as error:
-                    frames, broken = list(error.frames), error
-                for frame in frames:
-                    session.handle(frame)
-            if broken:
-                _log.warning("the link is dropped: %s", broken)
+            while session.take(decoder):
+                pass
         except Exception:
             _log.exception("the link is dropped")
         finally:
@@ -120,6 +109,24 @@ class _Session:
         self._disks = disks
         self._lanes = lanes
         self._negotiated = False
+
+    def take(self, decoder: FrameDecoder) -> bool:
+        """Wait for something, and handle it; whether there can be more.
+
+        There may be a key in it: nothing of it is kept while waiting for the next.
+        """
+        data = self._link.receive()
+        if not data:
+            return False
+        try:
+            frames, broken = decoder.feed(data), None
+        except FrameError as error:
+            frames, broken = list(error.frames), error
+        for frame in frames:
+            self.handle(frame)
+        if broken:
+            _log.warning("the link is dropped: %s", broken)
+        return broken is None
 
     def handle(self, frame: Frame) -> None:
         """Answer at once, or have a lane do it."""
@@ -181,6 +188,7 @@ class _Session:
         request = ModifyRequest.read(fields)
         _check_container(fields)
         slot, verb = self._verb(request)
+        frame = Frame(frame.type, frame.id, b"")  # of which the job needs no more
 
         def job() -> None:
             if self.over:

@@ -144,6 +144,8 @@ class DiskSettings(NamedTuple):
         def refuse(problem: str) -> RequestError:
             return RequestError(f"disk {self.slot}: {problem}", HResult.INVALID_ARGUMENT)
 
+        if self.key is not None and (self.block_device or not self.encrypted):
+            raise refuse("a Key opens what is Encrypted, and no BlockDev")
         if self.verity is not None and not self.read_only:
             raise refuse("Verity is for a disk that is ReadOnly")
         if self.block_device:  # the rest is passed over then, as by the original agent

@@ -39,7 +39,7 @@ _XFS_GROUP_MAX = (1 << 40) - BLOCK
 _ELSEWHERE = (512 * _KIB, 1 * _MIB, 2 * _MIB, 4 * _MIB)
 """Where else libblkid looks on any device: second headers of LUKS2, and VMFS."""
 
-SMALLEST = {"xfs": 320 * _MIB, "btrfs": 109 * _MIB}
+SMALLEST = {"ext4": _MIB, "xfs": 320 * _MIB, "btrfs": 109 * _MIB}
 """Bytes that a filesystem needs at least, where its maker says so only after it has written."""
 
 

@@ -25,6 +25,7 @@ _HEADER = struct.Struct("<8sII16s32sIIQH6x256s")
 """Signature, version, hash type, uuid, algorithm, block sizes, data blocks, salt's size, salt."""
 _SIGNATURE = b"verity\0\0"
 _ALGORITHM = re.compile(rb"[a-z0-9][a-z0-9-]*")
+_TABLE_WORDS = 10
 _HEAD = 2048
 """Bytes from the start that tell how long a filesystem is."""
 
@@ -56,7 +57,7 @@ def open_verified(
     sectors = header.data_blocks * header.data_block // SECTOR
     words_of_table = (
         f"{header.hash_type} {device.number} {device.number} {header.data_block} "
-        f"{header.hash_block} {header.data_blocks} {-(-(offset + SECTOR) // header.hash_block)} "
+        f"{header.hash_block} {header.data_blocks} {_tree(offset, header.hash_block)} "
         f"{header.algorithm} {verity.root_hash} {header.salt or '-'}"
     )
     table = Table(sectors, "verity", words_of_table, read_only=True)
@@ -68,9 +69,17 @@ def open_verified(
     return verified
 
 
-def is_open(mappings: Mappings, layers: Layers, verity: Verity) -> bool:
-    """Whether there is such a device, under this root hash."""
-    return verity.root_hash in mappings.mapper.table(layers.verity).split()
+def is_open(mappings: Mappings, layers: Layers, device: BlockDevice, verity: Verity) -> bool:
+    """Whether there is such a device over this one, under this root hash."""
+    told = mappings.mapper.table(layers.verity).split()
+    if len(told) < _TABLE_WORDS or told[1:3] != [device.number] * 2 or told[8] != verity.root_hash:
+        return False
+    return not verity.hash_offset or int(told[6]) == _tree(verity.hash_offset, int(told[4]))
+
+
+def _tree(offset: int, block: int) -> int:
+    """The first block of the tree, which begins behind the header."""
+    return -(-(offset + SECTOR) // block)
 
 
 def _check_root(verified: BlockDevice) -> None:
