@@ -1,14 +1,13 @@
-"""Mapped devices by ioctl, against a device mapper that keeps its devices in a dictionary."""
+"""Mapped devices by ioctl, against a device mapper that keeps what it is told in a dictionary."""
 
 from __future__ import annotations
 
-import errno
-import os
 import socket
 import struct
 from typing import TYPE_CHECKING
 
 import pytest
+from support.mapper import DEFERRED, LOAD, READ_ONLY, REMOVE, SUSPEND, FakeMapper
 
 from hotlun.agent.devmapper import DeviceMapper, Table
 from hotlun.agent.errors import RequestError
@@ -16,76 +15,6 @@ from hotlun.agent.kernel import Kernel
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-HEADER = 312
-LIST, CREATE, REMOVE, SUSPEND, STATUS, LOAD, CLEAR, TABLE = 2, 3, 4, 6, 7, 9, 10, 12
-READ_ONLY, BUFFER_FULL, DEFERRED = 1 << 0, 1 << 8, 1 << 17
-
-
-class FakeMapper:
-    """The kernel's side: what dm-ioctl.h says, for one target a device."""
-
-    def __init__(self) -> None:
-        self.devices: dict[str, list[str]] = {}
-        """By name: the table in service, and the one loaded, as `start length target words`."""
-        self.busy: set[str] = set()
-        self.refused: set[int] = set()
-        self.flags: dict[int, int] = {}
-
-    def __call__(self, request: int, buffer: bytearray) -> None:
-        assert request & 0xFFFFFF00 == 3 << 30 | HEADER << 16 | 0xFD << 8
-        command = request & 0xFF
-        major, _, _, size, start, count = struct.unpack_from("=6I", buffer)
-        assert (major, size, start) == (4, len(buffer), HEADER)
-        (flags,) = struct.unpack_from("=I", buffer, 28)
-        name = bytes(buffer[48:176]).partition(b"\0")[0].decode()
-        self.flags[command] = flags
-        if command in self.refused:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        if command == LIST:
-            self._list(buffer)
-            return
-        if command == CREATE:
-            if name in self.devices:
-                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-            self.devices[name] = ["", ""]
-        elif name not in self.devices:
-            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
-        elif command == LOAD:
-            assert count == 1
-            self.devices[name][1] = self._table(buffer)
-        elif command == CLEAR:
-            self.devices[name][1] = ""
-        elif command == SUSPEND:
-            self.devices[name][:] = [self.devices[name][1], ""]
-        elif command == TABLE:
-            words = self.devices[name][0].split(" ", 3)[3].encode()
-            buffer[HEADER + 40 : HEADER + 40 + len(words)] = words
-        elif command == REMOVE:
-            if name in self.busy and not flags & DEFERRED:
-                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-            if name not in self.busy:
-                del self.devices[name]
-                return
-        struct.pack_into("=Q", buffer, 40, 253 << 8 | list(self.devices).index(name))
-
-    def _list(self, buffer: bytearray) -> None:
-        listed = b"".join(
-            struct.pack("=QI", 253 << 8, 0) + name.encode() + b"\0" for name in self.devices
-        )
-        if HEADER + len(listed) > len(buffer):
-            struct.pack_into("=I", buffer, 28, BUFFER_FULL)
-        else:
-            buffer[HEADER : HEADER + len(listed)] = listed
-
-    @staticmethod
-    def _table(buffer: bytearray) -> str:
-        start, length, _, following, kind = struct.unpack_from("=QQiI16s", buffer, HEADER)
-        text = bytes(buffer[HEADER + 40 : HEADER + following])
-        assert following % 8 == 0
-        assert text.endswith(b"\0")
-        target = kind.partition(b"\0")[0].decode()
-        return f"{start} {length} {target} {text.partition(bytes(1))[0].decode()}"
 
 
 @pytest.fixture
@@ -117,17 +46,16 @@ def test_what_is_not_there_is_removed(mapper: DeviceMapper) -> None:
     assert mapper.remove("a", deferred=True) is True
 
 
-def test_one_question_tells_whether_to_look(mapper: DeviceMapper, kernel: FakeMapper) -> None:
-    """For devices by the beginning of their names; what is too long to be listed may be there."""
-    assert not mapper.may_have("disk-1-")
-    mapper.define("disk-11-a")
-    assert not mapper.may_have("disk-1-")
-    mapper.define("disk-1-b")
-    assert mapper.may_have("disk-1-")
-    mapper.remove("disk-1-b")
-    for number in range(400):
-        kernel.devices[f"another-{number}"] = ["", ""]
-    assert mapper.may_have("disk-1-")
+def test_one_question_tells_what_there_is(mapper: DeviceMapper, kernel: FakeMapper) -> None:
+    """By the beginnings of names, also if more answer than there was room for at first."""
+    assert mapper.names("disk-1-") == []
+    mapper.define("disk-10-")
+    assert mapper.names("disk-1-") == []
+    mapper.define("disk-1-crypt")
+    for number in range(300):
+        mapper.define(f"others-{number}-disk-1-")
+    mapper.define("disk-1-integrity")
+    assert mapper.names("disk-1-") == ["disk-1-crypt", "disk-1-integrity"]
 
 
 def test_what_is_in_use_stays(mapper: DeviceMapper, kernel: FakeMapper) -> None:

@@ -152,7 +152,7 @@ class TestLUKS:
 
     def test_the_key_goes_to_the_standard_input_alone(self, tmp_path: Path, notes: Path) -> None:
         """Whole, whatever bytes it has; not into the arguments, not into the environment."""
-        luks.ensure(device(blank(tmp_path / "d")), KEY, may_format=True, read_only=False)
+        luks._cryptsetup(device(tmp_path / "d"), KEY, *luks._FORMAT, "/dev/sda")
         assert (notes / "input").read_bytes() == KEY.value
         assert "horse" not in (notes / "arguments").read_text()
         assert "horse" not in (notes / "environment").read_text()
@@ -177,7 +177,7 @@ class TestLUKS:
         """Nor on what cannot be written."""
         disk = device(blank(tmp_path / "d"))
         with pytest.raises(RequestError, match=words):
-            luks.ensure(disk, KEY, may_format=may_format, read_only=read_only)
+            luks._is_there(disk, may_format=may_format, read_only=read_only)
         assert not (notes / "arguments").exists()
 
     def test_what_is_there_is_not_formatted_over(self, tmp_path: Path, notes: Path) -> None:
@@ -185,8 +185,22 @@ class TestLUKS:
         path = blank(tmp_path / "d")
         subprocess.run(["mkswap", path], check=True, capture_output=True)
         with pytest.raises(RequestError, match="holds swap"):
-            luks.ensure(device(path), KEY, may_format=True, read_only=False)
+            luks._is_there(device(path), may_format=True, read_only=False)
         assert not (notes / "arguments").exists()
+
+    def test_a_volume_is_none_before_it_is_finished(self, tmp_path: Path) -> None:
+        """It has a header long before a key can open it; one that is done is never made anew."""
+        path = blank(tmp_path / "d")
+        disk = device(path)
+        arguments = luks._FORMAT[: luks._FORMAT.index("--pbkdf")]
+        cheap = ("--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000")
+        luks._cryptsetup(disk, KEY, *arguments, *cheap, str(path))
+        assert not luks._is_there(disk, may_format=True, read_only=False)
+        with pytest.raises(RequestError, match="unfinished"):
+            luks._is_there(disk, may_format=False, read_only=False)
+        luks._cryptsetup(disk, None, *luks._FINISH, str(path))
+        assert luks._is_there(disk, may_format=True, read_only=False)
+        assert luks._is_there(disk, may_format=False, read_only=True)
 
     def test_a_guest_without_cryptsetup(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -2,7 +2,8 @@
 
 Two mapped devices on top of each other. dm-integrity gives every 4096 bytes 32 more
 for a tag, dm-crypt fills both: AES-XTS for the data, HMAC-SHA-256 over the data and
-its place for the tag. What the host changes below, the guest cannot read any more. The
+its place for the tag. What the host changes below, the guest cannot read any more (but
+for an older state of the same block, under the same key, which nothing tells apart). The
 kernel's options that would weaken this (`allow_discards`, `recalculate`) are not used,
 and its journal is not either: after a crash there is no key to recover anything with.
 

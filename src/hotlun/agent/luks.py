@@ -77,18 +77,17 @@ def _is_there(device: BlockDevice, *, may_format: bool, read_only: bool) -> bool
         RequestError: none is, and none may be made.
     """
     found = filesystems.detect(device, (TYPE,))
-    if found == TYPE:
-        if not _is_unfinished(device):
-            return True
-        found = ""  # nothing was ever in it
-    if found or not may_format:
-        advice = (
-            "a new one is made on a blank disk alone"
-            if found
-            else "one is made if a filesystem is ensured"
-        )
+    unfinished = found == TYPE and _is_unfinished(device)  # nothing was ever in it
+    if found == TYPE and not unfinished:
+        return True
+    if found and not unfinished:
         raise RequestError(
-            f"{device} holds {found or 'nothing that is known'} and no LUKS volume; {advice}"
+            f"{device} holds {found} and no LUKS volume; a new one is made on a blank disk alone"
+        )
+    if not may_format:
+        raise RequestError(
+            f"{device} holds {'an unfinished' if unfinished else 'no'} LUKS volume; "
+            "one is made if a filesystem is ensured"
         )
     if read_only:
         raise RequestError(f"{device} is read-only and blank: no LUKS volume can be made on it")
