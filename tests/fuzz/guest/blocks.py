@@ -137,6 +137,7 @@ _CONTENTS: dict[str, tuple[tuple[int, bytes], ...]] = {
     "squashfs": ((0, b"hsqs" + bytes(36) + struct.pack("<Q", 65536)),),
     "verity": ((0x400, _ext4(16)), (65536, _VERITY)),
     "crypto_LUKS": ((0, b"LUKS\xba\xbe"),),
+    "half LUKS": ((0, b"LUKS\xba\xbe"), (208, b"hotlun: unfinished")),
     "two": ((0, b"XFSB"), (0x400, _ext4(64))),
     "gpt": (
         (0x1B0, bytes(14) + b"\0\0\0\0\xee".ljust(64, b"\0") + b"\x55\xaa"),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fuzz.guest.tree import Tree
 
 _FIRST = 100
+_NEVER_OF_ROOT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _HARMLESS = (
     *("fsencode", "fsdecode", "strerror", "major", "minor", "makedev", "stat_result", "SEEK_END"),
     *("SEEK_SET", "R_OK", "W_OK", "X_OK", "F_OK", "fspath", "sep"),
@@ -103,8 +104,16 @@ class Files:
     def getpid(self) -> int:
         return 77
 
+    def getrandom(self, size: int) -> bytes:
+        self._step("getrandom")
+        return bytes(range(1, size + 1))
+
     def open(self, path: str, flags: int, mode: int = 0o777, dir_fd: int | None = None) -> int:
-        self._step("open")
+        try:
+            self._step("open")
+        except OSError as error:
+            if path != "/" or error.errno not in _NEVER_OF_ROOT:
+                raise
         spot = self.find(path, dir_fd, follow=not flags & os.O_NOFOLLOW)
         node = spot.node
         if node.is_link and not flags & os.O_PATH:
@@ -370,6 +379,10 @@ class Stream:
 
     def seek(self, offset: int, whence: int) -> int:
         return self._files.lseek(self._descriptor, offset, whence)
+
+    def read(self, size: int) -> bytes:
+        """Of a device, from its start."""
+        return self._files.pread(self._descriptor, size, 0)
 
     def readinto(self, buffer: bytearray) -> int:
         """Of /dev/urandom."""

@@ -66,6 +66,7 @@ DISKS = (
     Disk(1, 0, "sdm", 192, "ext4", traits=("theirs",)),
     Disk(1, 1, "sdn", 208, "ext4", traits=("busy",)),
     Disk(1, 2, "sdo", 224, "half xfs", traits=("stale",)),
+    Disk(0, 13, "sdq", 256, "half LUKS"),
     Disk(1, 63, "sdp", 240, "", sectors=1 << 18, traits=("no vpd",)),
 )
 
@@ -112,7 +113,7 @@ class Guest:
         self._faults: Mapping[int, int] = {}
         self.files = Files(tree, self._step, self.is_claimed)
         self.calls = Calls(tree, self.files, self._step)
-        self.mapper = Mapper(tree, self.files, self._step, self._node, self._is_used)
+        self.mapper = Mapper(tree, self.files, self._step, self._node, self._is_used, self._sysfs)
         self.programs = Programs(tree, self.files, self.mapper, self._step, self.is_claimed)
         self.clock = Clock(self._waited)
         self.threads = Threads(self.clock)
@@ -187,6 +188,15 @@ class Guest:
         ]
         return [node.blocks for node in nodes if node is not None and node.blocks is not None]
 
+    def _sysfs(self, number: str) -> str:
+        """The directory of a device's in sysfs."""
+        major, _, minor = number.partition(":")
+        if major == "253":
+            return f"/sys/devices/virtual/block/dm-{minor}"
+        disk = next(disk for disk in DISKS if disk.minor == int(minor) // 16 * 16)
+        part = f"/{disk.name}{int(minor) % 16}" if int(minor) % 16 else ""
+        return f"{self._place(disk)}/block/{disk.name}{part}"
+
     def _node(self, number: str) -> Node | None:
         return self._nodes.get(number)
 
@@ -259,10 +269,8 @@ class Guest:
     def _plug(self, disk: Disk, serial: str = "") -> None:
         serial = serial or f"disk-{disk.lun}"
         tree = self.tree
-        host = (
-            f"/sys/devices/pci0000:00/0000:00:{3 + disk.controller:02x}.0/virtio{disk.controller}"
-        )
-        above = tree.touch(tree.directory(f"{host}/host{disk.host}"))
+        place = self._place(disk)
+        above = tree.touch(tree.directory(os.path.dirname(place)))
         device = above.entries[disk.address] = Node(stat.S_IFDIR | 0o755, above)
         page = b"\0\x80" + len(serial).to_bytes(2, "big") + serial.encode()
         self._attribute(device, "vpd_pg80", b"" if "no vpd" in disk.traits else page)
@@ -276,7 +284,13 @@ class Guest:
             part = self._block(block, disk, name, f"8:{disk.minor + at}", holds, number)
             self._attribute(part, "partition", f"{at}\n".encode())
         link = tree.touch(self._bus).entries[disk.address] = Node(stat.S_IFLNK | 0o777)
-        link.target = f"../../..{host.removeprefix('/sys')}/host{disk.host}/{disk.address}"
+        link.target = f"../../..{place.removeprefix('/sys')}"
+
+    def _place(self, disk: Disk) -> str:
+        """The directory of the SCSI device in sysfs."""
+        number = disk.controller
+        below = f"pci0000:00/0000:00:{3 + number:02x}.0/virtio{number}"
+        return f"/sys/devices/{below}/host{disk.host}/{disk.address}"
 
     def _block(
         self, above: Node, disk: Disk, name: str, number: str, holds: str, whole: str

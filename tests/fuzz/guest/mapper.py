@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _HEADER = struct.Struct("=3IIIIiIIIQ128s129s7x")
 _TARGET = struct.Struct("=QQiI16s")
+_NAME = struct.Struct("=QI")
 _BLKRRPART = 0x125F
 _GET_LOCK, _SET_LOCK = 36, 37
 _LIST, _CREATE, _REMOVE, _SUSPEND, _STATUS, _LOAD, _CLEAR, _TABLE = 2, 3, 4, 6, 7, 9, 10, 12
@@ -59,12 +60,14 @@ class Mapper:
         step: Callable[[str], None],
         node: Callable[[str], Node | None],
         in_use: Callable[[str], bool],
+        sysfs: Callable[[str], str],
     ) -> None:
         self._tree = tree
         self._files = files
         self._step = step
         self._node = node
         self._in_use = in_use
+        self._sysfs = sysfs
         self.mapped: dict[str, Mapped] = {}
         self.is_loaded = True
         self.at_work = 0
@@ -120,17 +123,13 @@ class Mapper:
         self._tree.touch(self._tree.directory("/dev/mapper")).entries[name] = node
 
     def _list(self, buffer: bytearray) -> int:
-        listed = b"".join(bytes(12) + os.fsencode(name) + b"\0" for name in self.mapped)
+        listed = _names([*self.mapped.items()])
         if _HEADER.size + len(listed) > len(buffer):
             return _BUFFER_FULL
         buffer[_HEADER.size : _HEADER.size + len(listed)] = listed
         return 0
 
     def _do(self, command: int, name: str, flags: int, buffer: bytearray) -> int:
-        if command == _LIST:
-            names = b"\0".join(os.fsencode(name) for name in [*self.mapped])
-            buffer[_HEADER.size : _HEADER.size + len(names)] = names
-            return 0
         if command == _CREATE:
             if name in self.mapped:
                 raise failure(errno.EBUSY)
@@ -215,6 +214,11 @@ class Mapper:
         ):
             node = own.entries[attribute] = Node(stat.S_IFREG | 0o644, own)
             node.content = f"{text}\n".encode()
+        slaves = own.entries["slaves"] = Node(stat.S_IFDIR | 0o755, own)
+        for number in dict.fromkeys(mapped.below):
+            path = self._sysfs(number)
+            below = slaves.entries[os.path.basename(path)] = Node(stat.S_IFLNK | 0o777)
+            below.target = path
         tree.touch(top).entries[device] = own
         link = Node(stat.S_IFLNK | 0o777)
         link.target = f"../../devices/virtual/block/{device}"
@@ -240,6 +244,17 @@ class Mapper:
             if mapped.number == number:
                 return mapped.blocks
         return None
+
+
+def _names(mapped: list[tuple[str, Mapped]]) -> bytes:
+    """As struct dm_name_list: each begins with its device and how far the next one is."""
+    parts = []
+    for at, (name, device) in enumerate(mapped, 1):
+        text = os.fsencode(name) + b"\0"
+        size = -(-(_NAME.size + len(text)) // 8) * 8
+        head = _NAME.pack((253 << 8) | device.minor, size if at < len(mapped) else 0)
+        parts.append((head + text).ljust(size, b"\0"))
+    return b"".join(parts)
 
 
 def _table(buffer: bytearray) -> tuple[int, int, str, str]:

@@ -138,8 +138,14 @@ class Process:
             blocks = tree.touch(node).blocks
             if blocks is None or blocks.read_only:
                 return 4, b"Cannot write.\n"
-            blocks.fill("crypto_LUKS")
+            blocks.fill("half LUKS" if "hotlun: unfinished" in arguments else "crypto_LUKS")
             blocks.key = self._input
+            return 0, b""
+        if arguments[0] == "config":
+            if node.blocks.read_only:
+                return 4, b"Cannot write.\n"
+            self._programs.tree.touch(node)
+            node.blocks.write(208, bytes(48))
             return 0, b""
         if node.blocks.filesystem != "crypto_LUKS":
             return 1, b"Device is not a valid LUKS device.\n"
