@@ -246,6 +246,32 @@ def test_another_disks_mount_is_left_alone(
     assert mounted_at(path) == [("ext4", ext4)]
 
 
+@pytest.mark.parametrize("below", [False, True])
+def test_a_dead_mount_goes_though_its_slot_has_another_disk(
+    guest: FakeGuest, ext4: str, tmp_path: Path, below: bool
+) -> None:
+    """The path is free for the new one then. Out of sight, it is told of what covers it."""
+    path = tmp_path / "m0"
+    add(guest, path)
+    for number in (guest.sys / "dev/block").iterdir():
+        number.unlink()
+    guest.remove_disk(1)
+    with loop_disk(guest, 1, image_of(tmp_path / "new.img", 16, *EXT4)) as new:
+        with pytest.raises(RequestError, match=f"{path} is in use: {ext4} is mounted there"):
+            add(guest, path)
+        if below:
+            syscalls.mount("cover", str(path), "tmpfs", 0)
+            with pytest.raises(RequestError, match=f"cover is mounted at {path}, on top of"):
+                remove(guest, path)
+            syscalls.unmount(str(path))
+        remove(guest, path)
+        assert mounted_at(path) == []
+        assert not path.exists()
+        add(guest, path)
+        assert mounted_at(path) == [("ext4", new)]
+        remove(guest, path)
+
+
 def test_a_mount_below_anothers_is_refused(guest: FakeGuest, ext4: str, tmp_path: Path) -> None:
     """It is there and cannot be unmounted; the words say what is in the way."""
     path = tmp_path / "m0"

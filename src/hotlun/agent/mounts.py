@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from hotlun.agent import holders, mountinfo, mounting, options, syscalls
 from hotlun.agent.errors import RequestError, words
+from hotlun.agent.kernel import check_absent
 from hotlun.agent.mounting import MountingError
 from hotlun.agent.places import Places
 from hotlun.bridge.messages import HResult
@@ -170,12 +171,12 @@ class Mounts:
     ) -> bool:
         """Unmount whatever of the devices is mounted at a path, however often; whether any was.
 
+        So is what is dead: its disk may have been in this slot, which has another one now.
         What else is mounted there stays. If that is all, there is nothing to undo
         but empty directories that an agent made.
 
         Args:
-            devices: the disk, and what is mapped to it; none if it is gone: then
-                dead mounts are unmounted.
+            devices: the disk, and what is mapped to it; none if it is gone.
             lazy: have a busy one out of sight at once, to end when it can, unless
                 something else is mounted on it.
             deadline: how long a busy one may take to become free.
@@ -188,18 +189,20 @@ class Mounts:
             seen = place.look()
             if seen is None or not seen.mount:
                 break
-            if seen.device not in [device.number for device in devices]:
+            is_theirs = seen.device in [device.number for device in devices]
+            if not is_theirs:
                 stack = place.stack()
-                if not any(self._is_of(mount, devices) for mount in stack):
+                if not any(_is_of(mount, devices) or self._is_dead(mount) for mount in stack):
                     return was_mounted
-                if not self._is_of(stack[0], devices):
+                is_theirs = _is_of(stack[0], devices)
+                if not is_theirs and not self._is_dead(stack[0]):
                     whose = devices[0] if devices else "the disk asked for"
                     raise RequestError(
                         f"{stack[0].source} is mounted at {place}, on top of {whose}; "
                         "it was left alone"
                     )
             self._unmount(place, devices, lazy, deadline)
-            was_mounted = True
+            was_mounted = was_mounted or is_theirs
         place.clear()
         return was_mounted
 
@@ -237,14 +240,11 @@ class Mounts:
         place.clear()
         return target is not None
 
-    def _is_of(self, mount: Mount, devices: Sequence[BlockDevice]) -> bool:
-        if devices:
-            return any(mount.is_of(device.number, device.node) for device in devices)
+    def _is_dead(self, mount: Mount) -> bool:
+        """Whether its disk is gone. The kernel gives nobody the number while it is mounted."""
         if mount.number.startswith("0:"):  # btrfs, or no disk's at all
-            return os.path.dirname(mount.source) == self._kernel.dev and not os.path.exists(
-                mount.source
-            )
-        return not os.path.exists(os.path.join(self._kernel.sys, "dev/block", mount.number))
+            return os.path.dirname(mount.source) == self._kernel.dev and _is_absent(mount.source)
+        return _is_absent(os.path.join(self._kernel.sys, "dev/block", mount.number))
 
     def _unmount(
         self, place: Place, devices: Sequence[BlockDevice], lazy: bool, deadline: Deadline
@@ -274,6 +274,19 @@ class Mounts:
 
     def _mountinfo(self) -> str:
         return mountinfo.read(self._kernel, os.path.join(self._kernel.proc, "self"))
+
+
+def _is_of(mount: Mount, devices: Sequence[BlockDevice]) -> bool:
+    return any(mount.is_of(device.number, device.node) for device in devices)
+
+
+def _is_absent(path: str) -> bool:
+    try:
+        os.stat(path)
+    except OSError as error:
+        check_absent(error)
+        return True
+    return False
 
 
 def _in_use(place: Place, stack: list[Mount]) -> str:
