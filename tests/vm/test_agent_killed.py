@@ -8,8 +8,8 @@ nothing may be left.
 
 All the steps of all the cases take half an hour, so a run takes a seeded choice of them,
 each step at which a program is at work among it. `HOTLUN_KILL_AFTER=all` in the environment
-has it walk through all of them; `HOTLUN_KILL_AFTER=unmount:3` take this one of each case.
-A failure says which it was.
+has it walk through all of them, `HOTLUN_KILL_AFTER=unplug,mount:3` through all of an unplug
+and one of a mount, of each case. A failure says which it was.
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ class Case:
     path: str = HERE
     first: MountConfig | None = None
     """Mounted so once, before the rest begins."""
+    is_busy: bool = False
+    """Whether a process works in it until it is unmounted, which is all that is disturbed then."""
 
 
 def blank(mebibytes: int) -> Callable[[Path], Path]:
@@ -160,6 +162,13 @@ CASES = (
         blank(400),
         ensured("xfs", encrypted=True),
         (OTHER, ensured("xfs")),
+    ),
+    Case(
+        "encrypted and busy",
+        blank(48),
+        ensured("ext4", encrypted=True, lazy_unmount=True),
+        (),
+        is_busy=True,
     ),
     Case(
         "new volume",
@@ -279,10 +288,24 @@ class Stage:
             wish = await self.wish(attachment, case.path, case.config)
             mounting = steps_of(await self.do(wish.mount))
             mounted = await look(self.vm)
-            unmounting = steps_of(await self.do(wish.unmount))
+            async with self.in_use(case):
+                unmounting = steps_of(await self.do(wish.unmount))
             unplugging = steps_of(await self.do(wish.unplug))
-        steps = (mounting, mounting, unmounting, unmounting, unplugging)
-        return Undisturbed(template, case, mounted.still(), dict(zip(PHASES, steps, strict=True)))
+        per_phase = (mounting, mounting, unmounting, unmounting, unplugging)
+        steps = dict(zip(PHASES, per_phase, strict=True))
+        if case.is_busy:
+            steps = {"unmount": unmounting}
+        return Undisturbed(template, case, mounted.still(), steps)
+
+    @asynccontextmanager
+    async def in_use(self, case: Case) -> AsyncIterator[None]:
+        """Have a process work in it meanwhile, if the case has one."""
+        if not case.is_busy:
+            yield
+            return
+        user = await shell(self.vm, f"cd {case.path}; sleep 1000 >/dev/null 2>&1 & echo $!")
+        yield
+        await shell(self.vm, f"kill {user}")
 
 
 @dataclass(frozen=True)
@@ -350,7 +373,9 @@ async def one_trial(stage: Stage, clean: Undisturbed, phase: str, step: int, fol
                 await stage.kill(wish.mount, step)
             case "unmount":
                 await stage.do(wish.mount)
-                await stage.kill(wish.unmount, step)
+                async with stage.in_use(case):
+                    await stage.kill(wish.unmount, step)
+                    await stage.do(wish.unmount)
             case "unmount-mount":
                 await stage.do(wish.mount)
                 await stage.kill(wish.unmount, step)
@@ -402,13 +427,14 @@ async def nothing_else_is_to_be_had(
 
 def chosen(seed: str, steps: dict[str, list[str]]) -> list[tuple[str, int]]:
     """Phase and step of each kill."""
-    every = [(phase, step) for phase in PHASES for step in range(len(steps[phase]))]
+    every = [(phase, step) for phase, names in steps.items() for step in range(len(names))]
     if CHOSEN == "all":
         return every
     if CHOSEN:
-        return [(phase, step) for phase, step in every if f"{phase}:{step}" == CHOSEN]
+        wanted = CHOSEN.split(",")
+        return [one for one in every if one[0] in wanted or "{}:{}".format(*one) in wanted]
     chance = random.Random(seed)
-    working = [step for step, name in enumerate(steps["mount"]) if name == AT_WORK]
+    working = [step for step, name in enumerate(steps.get("mount", ())) if name == AT_WORK]
     some = {*chance.sample(every, PER_CASE), *((chance.choice(MOUNTING), step) for step in working)}
     return sorted(some)
 
