@@ -189,6 +189,8 @@ def test_a_member_of_another_type_is_no_request(more: dict[str, Any], adding: bo
         {"path": "/m0", "Filesystem": "ext\0"},
         {"path": "/m0", "Filesystem": "\u00e9xt4"},
         {"path": "/m0", "Encrypted": True},
+        {"path": "/m0", "EnsureFilesystem": True, "Filesystem": "ext4", "Key": KEY},
+        {"path": "/m0", "BlockDev": True, "Encrypted": True, "Key": KEY},
         {
             "path": "/m0",
             "Encrypted": True,
