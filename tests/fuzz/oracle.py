@@ -50,6 +50,8 @@ class Debt(NamedTuple):
     frames: tuple[Cut, ...]
     breaks: bool
     """Behind them is what cannot be a frame: the link is to be dropped."""
+    is_whole: bool
+    """Nothing is behind them."""
     must: collections.Counter[tuple[int, int]]
     """Types and ids of answers."""
     may: collections.Counter[tuple[int, int]]
@@ -87,7 +89,8 @@ def owed(data: bytes, *, drops: bool) -> Debt:
         # A disk's answer can be overtaken by the end of the link.
         if not drops and not (breaks and frame.kind == MessageType.MODIFY_SETTINGS):
             must[answer] += 1
-    return Debt(tuple(frames), breaks, must, may)
+    is_whole = sum(_HEADER.size + len(frame.payload) for frame in frames) == len(data)
+    return Debt(tuple(frames), breaks, is_whole, must, may)
 
 
 def check(debt: Debt, data: bytes) -> tuple[list[str], list[tuple[Cut, dict[str, Any]]]]:

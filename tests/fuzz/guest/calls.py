@@ -45,6 +45,7 @@ class Calls:
             "mount": self._mount,
             "umount2": self._unmount,
             "statx": self._statx,
+            "sync_file_range": lambda *_: 0,
             428: self._open_tree,
             429: self._move_mount,
             430: self._fsopen,

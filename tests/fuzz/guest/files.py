@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
 import posixpath
 import stat
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
 
 from fuzz.guest.errors import StrayError
 from fuzz.guest.tree import Node, Spot, failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from fuzz.guest.blocks import Blocks
     from fuzz.guest.tree import Tree
@@ -217,6 +220,14 @@ class Files:
         if not node.is_directory:
             raise failure(errno.ENOTDIR, path)
         return [*node.entries]
+
+    def scandir(self, path: str) -> AbstractContextManager[Iterator[SimpleNamespace]]:
+        self._step("scandir")
+        node = self.find(path).node
+        if not node.is_directory:
+            raise failure(errno.ENOTDIR, path)
+        names = [*node.entries]
+        return contextlib.nullcontext(SimpleNamespace(name=name) for name in names)
 
     def readlink(self, path: str, *, dir_fd: int | None = None) -> str:
         self._step("readlink")
