@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from fuzz.target import shape
+
 if TYPE_CHECKING:
     import collections
 
@@ -24,7 +26,7 @@ class Outcome(NamedTuple):
 
     figures: Figures
     failures: list[Failure]
-    """The first of them."""
+    """The first of each kind."""
     failed: int
     grown: list[str]
     sizes: list[str]
@@ -78,12 +80,18 @@ def text(outcome: Outcome, again: str) -> str:
             "from " + _counts(figures.escaped)
         )
     lines += [f"size {line}" for line in outcome.sizes]
-    for failure in outcome.failures:
+    for failure in _different(outcome.failures):
         lines += [f"FAILED: input {failure.number}; again: {again} --only {failure.number}"]
         lines += [f"    {line}" for what in failure.wrong for line in what.splitlines()[-30:]]
     lines += [f"GROWN: {line}" for line in outcome.grown]
     lines.append("good" if outcome.is_good else f"{outcome.failed} inputs failed")
     return "\n".join(lines)
+
+
+def _different(failures: list[Failure]) -> list[Failure]:
+    """The first of those that look alike."""
+    seen = {shape(failure.wrong[0].strip().splitlines()[-1]): failure for failure in failures[::-1]}
+    return sorted(seen.values())[:_KINDS]
 
 
 def _counts(counter: collections.Counter[str]) -> str:

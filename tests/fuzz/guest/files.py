@@ -139,6 +139,10 @@ class Files:
             content = node.content if isinstance(node.content, bytes) else node.content()
         return self.add(File(spot, flags, content))
 
+    def dup(self, descriptor: int) -> int:
+        self._step("dup")
+        return self.add(self.file(descriptor))
+
     def close(self, descriptor: int) -> None:
         self.file(descriptor)
         del self.opened[descriptor]
