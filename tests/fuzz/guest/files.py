@@ -324,7 +324,9 @@ class Paths:
     basename = staticmethod(posixpath.basename)
     dirname = staticmethod(posixpath.dirname)
     join = staticmethod(posixpath.join)
+    isabs = staticmethod(posixpath.isabs)
     normpath = staticmethod(posixpath.normpath)
+    samestat = staticmethod(posixpath.samestat)
     split = staticmethod(posixpath.split)
 
     def __init__(self, files: Files) -> None:
