@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from support.mounted import loop_device, mounted_at, options_at, unmount_all
+from support.mounted import loop_device, mounted_at, mounts, options_at, unmount_all
 
 from hotlun.agent import mounting, options, syscalls
 from hotlun.agent.errors import RequestError
@@ -116,6 +116,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
         monkeypatch.setattr(syscalls, "fsopen", fsopen)
         monkeypatch.setattr(syscalls, "look", lambda folder, name: None)
+        monkeypatch.setattr(syscalls, "identity", lambda folder: None)
     return str(request.param)
 
 
@@ -386,11 +387,46 @@ def test_a_mount_does_not_follow_a_folder_that_became_a_link(
 ) -> None:
     """It is undone, as it is not where it was asked for, and never was where the link leads."""
     home = Home(tmp_path)
-    with pytest.raises(RequestError, match="was moved away meanwhile"):
+    with pytest.raises(RequestError, match="was moved away or mounted on meanwhile"):
         disk.mount(home.folder / "m0", before=home.swap)
     assert mounted_at(home.victim / "m0") == mounted_at(home.away / "m0") == []
     assert list(home.away.iterdir()) == []
     assert list(home.victim.iterdir()) == [home.victim / "m0"]
+
+
+@pytest.mark.parametrize("has_it_too", [False, True])
+@pytest.mark.parametrize("above", ["y", "y/z"])
+def test_a_mount_is_not_made_below_another_that_came_meanwhile(
+    disk: Disk, tmp_path: Path, above: str, has_it_too: bool, way: str
+) -> None:
+    """It waited for its disk: it would be out of sight, where nobody can unmount it."""
+    folder, path = tmp_path / above, tmp_path / "y/z/w"
+    (tmp_path / "y/z").mkdir(parents=True)
+    if has_it_too:
+        disk.mount(folder)
+        path.mkdir(parents=True)
+        disk.unmount(folder)
+    expected = f"above {path} was moved away or mounted on meanwhile"
+    if way == "mount" and above == "y/z":
+        expected = f"cannot be mounted at {path} as ext4: No such file"
+    with pytest.raises(RequestError, match=expected):
+        disk.mount(path, before=lambda: disk.mount(folder))
+    disk.unmount(folder)
+    assert list((tmp_path / "y/z").iterdir()) == []
+    assert not any(mount.source == disk.device.node for mount in mounts())
+
+
+def test_a_link_is_not_made_below_a_mount_that_came_meanwhile(disk: Disk, tmp_path: Path) -> None:
+    """Nor is one left there."""
+    folder = tmp_path / "y"
+    folder.mkdir()
+    with disk.mounts.claim(str(folder / "disk")) as place:
+        disk.mounts.check_free(place, link=True)
+        disk.mount(folder)
+        with pytest.raises(RequestError, match="was moved away or mounted on meanwhile"):
+            disk.mounts.link(disk.device, place)
+    disk.unmount(folder)
+    assert list(folder.iterdir()) == []
 
 
 def test_an_unmount_does_not_follow_a_folder_that_became_a_link(disk: Disk, tmp_path: Path) -> None:
@@ -410,7 +446,7 @@ def test_a_link_is_not_made_where_a_link_leads(disk: Disk, tmp_path: Path) -> No
     with disk.mounts.claim(str(home.folder / "disk")) as place:
         disk.mounts.check_free(place, link=True)
         home.swap()
-        with pytest.raises(RequestError, match="was moved away meanwhile"):
+        with pytest.raises(RequestError, match="was moved away or mounted on meanwhile"):
             disk.mounts.link(disk.device, place)
         (home.victim / "disk").symlink_to(disk.device.node)
         disk.mounts.unlink([disk.device], place)

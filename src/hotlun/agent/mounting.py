@@ -146,6 +146,7 @@ def _by_mount(
     node: str, filesystem: str, asked: MountOptions, directory: int, *, read_only: bool
 ) -> int:
     target = syscalls.path_of(directory)
+    _check_upon(target, directory)
     try:
         syscalls.mount(node, target, filesystem, asked.flags, asked.joined)
         beside_writable = False
@@ -155,9 +156,7 @@ def _by_mount(
             raise
         flags = asked.flags & ~options.MS_RDONLY
         syscalls.mount(node, target, filesystem, flags, asked.joined)
-    # The directory's descriptor leads below the mount: up and down again leads to it,
-    # by a name that stays, as what is mounted on is not renamed.
-    upon = f"{target}/../{os.path.basename(os.readlink(target))}"
+    upon = _upon(target)
     try:
         mounted = os.open(upon, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
@@ -170,3 +169,22 @@ def _by_mount(
             undo(mounted)
             raise
     return mounted
+
+
+def _upon(target: str) -> str:
+    """What is mounted on a directory, by a path from its descriptor, which leads below that.
+
+    Up and down again leads upon it, by a name that stays: what is mounted on is not renamed.
+    """
+    return f"{target}/../{os.path.basename(os.readlink(target))}"
+
+
+def _check_upon(target: str, directory: int) -> None:
+    """Refuse a directory whose folder is mounted on, as what is mounted below is not found again.
+
+    Raises:
+        OSError: the way up from it leads out of there.
+    """
+    found, own = os.stat(_upon(target), follow_symlinks=False), os.fstat(directory)
+    if (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino):
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), target)

@@ -302,10 +302,10 @@ def _not_unmounted(
 
 
 def _check_reached(place: Place) -> None:
-    """Refuse to have worked in a folder that was moved away, whoever did that."""
+    """Refuse to have worked in a folder that is not at its path any more, whoever did that."""
     try:
         is_reached = place.is_reached()
     except OSError as error:
         raise RequestError(f"where {place} is now is not known: {words(error)}") from error
     if not is_reached:
-        raise RequestError(f"a folder above {place} was moved away meanwhile")
+        raise RequestError(f"a folder above {place} was moved away or mounted on meanwhile")

@@ -170,10 +170,22 @@ class Place:
         return mountinfo.stack(text, seen.mount)
 
     def is_reached(self) -> bool:
-        """Whether the path still leads to where things were done."""
-        return self.parent is not None and (
-            os.readlink(syscalls.path_of(self._folder)) == os.path.dirname(self.path)
-        )
+        """Whether the path still leads to where things were done.
+
+        A folder that was mounted on has its path as before, so it is gone to again.
+        """
+        folder = os.path.dirname(self.path)
+        if self.parent is None or os.readlink(syscalls.path_of(self._folder)) != folder:
+            return False
+        try:
+            found = os.open(folder, _FOLDER)
+        except OSError as error:
+            check_absent(error)
+            return False
+        try:
+            return self._identity(found) == self._identity(self._folder)
+        finally:
+            os.close(found)
 
     def make_directory(self) -> int:
         """The directory there, by a descriptor; it and those above are made if need be.
@@ -240,6 +252,13 @@ class Place:
         """Have the place as it was: no label, and none of the agent's directories that is empty."""
         with self._places.lock:
             self._clear()
+
+    def _identity(self, folder: int) -> tuple[int | str, ...]:
+        found = syscalls.identity(folder)
+        if found is not None:
+            return found
+        status = os.fstat(folder)
+        return status.st_dev, status.st_ino, mountinfo.mount_of(self._places.kernel, folder)
 
     def _walk(self) -> None:
         """Go as far as there are folders."""

@@ -36,11 +36,13 @@ _MESSAGE_MAX = 4096
 # include/uapi/linux/stat.h
 _AT_SYMLINK_NOFOLLOW = 0x100
 _AT_NO_AUTOMOUNT = 0x800
+_AT_STATX_DONT_SYNC = 0x4000
 _STATX_TYPE = 0x1
+_STATX_INO = 0x100
 _STATX_MNT_ID = 0x1000
 _STATX_ATTR_MOUNT_ROOT = 0x2000
-_STATX = struct.Struct("I4xQ12xH106xIIQ104x")
-"""stx_mask, _attributes, _mode, _dev_major, _dev_minor, _mnt_id"""
+_STATX = struct.Struct("I4xQ12xH2xQ96xIIQ104x")
+"""stx_mask, _attributes, _mode, _ino, _dev_major, _dev_minor, _mnt_id"""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (
@@ -230,12 +232,27 @@ def look(folder: int, name: str) -> Seen | None:
         if ctypes.get_errno() == errno.ENOENT:
             raise _error(name)
         return None
-    mask, attributes, mode, major, minor, number = _STATX.unpack(found)
+    mask, attributes, mode, _, major, minor, number = _STATX.unpack(found)
     if not mask & _STATX_MNT_ID:
         return None
     if not attributes & _STATX_ATTR_MOUNT_ROOT:
         return Seen(stat.S_ISDIR(mode), "", "")
     return Seen(stat.S_ISDIR(mode), str(number), f"{major}:{minor}")
+
+
+def identity(folder: int) -> tuple[int, ...] | None:
+    """statx(2): what only this folder has, as it is reached through this mount.
+
+    None where `look` does not tell either.
+    """
+    if _statx is None:
+        return None
+    found = ctypes.create_string_buffer(_STATX.size)
+    flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
+    if _statx(folder, b"", flags, _STATX_INO | _STATX_MNT_ID, found):
+        return None
+    mask, _, _, *told = _STATX.unpack(found)
+    return tuple(told) if mask & _STATX_MNT_ID else None
 
 
 def knows_filesystem(name: str) -> bool:
