@@ -35,6 +35,8 @@ class StuckError(Exception):
     """A request does not end, or ended a thread: nothing can be told of the inputs that follow."""
 
 
+_SHAPED = 200
+"""Characters of an error that tell its kind."""
 _SHAPES = (
     (re.compile(r"'(?:[^'\\]|\\.)*'|\"[^\"]*\""), "'...'"),
     (re.compile(r"(?:/[^\s:;,]*)+"), "/..."),
@@ -71,13 +73,12 @@ class Figures:
         except ValueError:
             self.codes[f"{code:#010x}"] += 1
         if code:
-            self.refusals[shape(document["ErrorMessage"])] += 1
+            self.refusals[shape(document["ErrorMessage"][:_SHAPED])] += 1
 
 
 @functools.lru_cache(4096)
 def shape(text: str) -> str:
     """An error's words without what differs from one to the next."""
-    text = text[:400]
     for pattern, placeholder in _SHAPES:
         text = pattern.sub(placeholder, text)
     return text[:90]
