@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +15,7 @@ from hotlun.agent import holders
 from hotlun.agent.mountinfo import Mount
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 DISK, PART = "8:0", "8:1"
@@ -148,6 +150,62 @@ def test_a_search_that_takes_too_long_is_given_up(
         "maybe more, as not every process was looked at",
     ]
     timer.join()
+
+
+def test_a_process_with_a_million_files_is_given_up_too(
+    guest: FakeGuest, disk: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time is looked at for each of them, not only for each process."""
+    process = add_process(guest, "77")
+    for number in range(200):
+        open_file(process, number, "/mnt/b/file")
+    looked: list[str] = []
+
+    def link(path: str) -> str:
+        looked.append(path)
+        return ""
+
+    def search(what: Callable[[], list[str]]) -> int:
+        """How many files are looked at in ten seconds, one of which each look at the time takes."""
+        looked.clear()
+        clock = SimpleNamespace(monotonic=itertools.count().__next__)
+        monkeypatch.setattr(holders, "time", clock)
+        assert what() == []
+        return sum("/fd/" in path for path in looked)
+
+    monkeypatch.setattr(holders, "_PATIENCE", 10.0)
+    monkeypatch.setattr(holders, "_link", link)
+    assert 0 < search(lambda: holders.openers(guest.kernel, disk)) < 20
+    assert 0 < search(lambda: holders.keeping_busy(guest.kernel, MOUNT, "")) < 20
+
+
+def test_only_so_much_is_read_of_what_a_process_has_mapped(
+    guest: FakeGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It can be megabytes, which the kernel writes anew for each who asks."""
+    of_others = "7f00-7f01 r--s 00000000 08:01 12    /mnt/b/other data\n" * 5000
+    mapping = "7f00-7f01 r--s 00000000 08:01 12    /mnt/a/some data\n"
+    add_process(guest, "self")
+    (add_process(guest, "77", cwd="/", root="/", exe="/bin/x") / "maps").write_text(
+        of_others + mapping
+    )
+    assert holders.keeping_busy(guest.kernel, MOUNT, "") == [
+        "a mapped file of process 77 (sleeper): /mnt/a/some data"
+    ]
+    monkeypatch.setattr(holders, "_MOST_MAPPED", 1000)
+    assert holders.keeping_busy(guest.kernel, MOUNT, "") == []
+
+
+def test_the_kernels_own_threads_are_not_looked_at(guest: FakeGuest) -> None:
+    """Where number 2 is their parent, and not some program, as it is in a container."""
+    for pid in ("2", "3", "77"):
+        add_process(guest, pid)
+    children = guest.root / "proc/2/task/2/children"
+    children.parent.mkdir(parents=True)
+    children.write_text("3 ")
+    assert [os.path.basename(path) for path in guest.kernel.processes()] == ["self", "2", "77"]
+    (guest.root / "proc/2/exe").symlink_to("/bin/program")
+    assert [os.path.basename(path) for path in guest.kernel.processes()] == ["self", "2", "3", "77"]
 
 
 def test_who_keeps_a_mount_busy_is_named_with_the_file(guest: FakeGuest) -> None:

@@ -1,7 +1,7 @@
 """Who uses a disk, or keeps a mount busy: found out so that a refusal can name them.
 
-A refusal is awaited, and processes can be many: those that cannot be looked at in
-a short time are not.
+A refusal is awaited, and processes can be many, and can have many files: those that
+cannot be looked at in a short time are not.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ _ENOUGH = 5
 
 _PATIENCE = 1.0
 """Seconds to look at processes."""
+
+_MOST_MAPPED = 1 << 20
+"""Bytes to read of what a process has mapped: some ten thousand mappings."""
 
 _MAPPING = re.compile(r"^\S+ \S+ \S+ ([0-9a-f]+):([0-9a-f]+) \d+ +(/.*)$", re.MULTILINE)
 """A line of /proc/<pid>/maps (proc(5)): a device, in hexadecimal, and a file on it."""
@@ -54,12 +57,13 @@ def loops(kernel: Kernel, disk: str) -> list[str]:
 def openers(kernel: Kernel, disk: str) -> list[str]:
     """The processes, less our own, that have a disk's or a partition's node open, in words."""
     numbers = {_number(kernel, part) for part in _parts(kernel, disk)} - {""}
+    dev = f"{kernel.dev}/"
 
-    def look(process: str) -> Iterator[str]:
+    def look(process: str, end: float) -> Iterator[str]:
         if os.path.basename(process) == str(os.getpid()):
             return
-        for descriptor, path in _descriptors(kernel, process):
-            in_dev = path.startswith(kernel.dev + "/")  # a container's, too
+        for descriptor, path in _descriptors(kernel, process, end):
+            in_dev = path.startswith(dev)  # a container's, too
             if in_dev and _number_of_node(descriptor) in numbers:
                 yield f"process {kernel.command(process)} has {path} open"
                 return
@@ -82,8 +86,8 @@ def keeping_busy(kernel: Kernel, mount: Mount, text: str) -> list[str]:
     found += [f"{file} is used as swap" for file in _swaps(kernel) if _is_on(mount, file)]
     namespace = _namespace(os.path.join(kernel.proc, "self"))
 
-    def look(process: str) -> Iterator[str]:
-        use = _use(kernel, process, mount, ours=_namespace(process) == namespace)
+    def look(process: str, end: float) -> Iterator[str]:
+        use = _use(kernel, process, mount, end, ours=_namespace(process) == namespace)
         if use:
             word, path = use
             yield f"{word} of process {kernel.command(process)}: {path}"
@@ -151,7 +155,7 @@ def _mounts(kernel: Kernel, devices: list[str]) -> list[str]:
     nodes = {os.path.join(kernel.dev, name): name for name in numbers.values()}
     seen: set[str] = set()
 
-    def look(process: str) -> Iterator[str]:
+    def look(process: str, _: float) -> Iterator[str]:
         namespace = _namespace(process)
         if not namespace or namespace in seen:
             return
@@ -168,31 +172,44 @@ def _mounts(kernel: Kernel, devices: list[str]) -> list[str]:
 
 
 def _at_processes(
-    kernel: Kernel, look: Callable[[str], Iterable[str]], *, ours_first: bool = False
+    kernel: Kernel, look: Callable[[str, float], Iterable[str]], *, ours_first: bool = False
 ) -> list[str]:
     """What there is to say of each process; if there is anything, also that time ran out.
 
     Args:
-        look: is given a process's directory.
+        look: is given a process's directory, and when to raise `_OutOfTimeError`.
         ours_first: begin with our own, as `self`.
     """
     end = time.monotonic() + _PATIENCE
     found: list[str] = []
-    for process in kernel.processes()[0 if ours_first else 1 :]:
-        if time.monotonic() > end:
-            return [*found, "maybe more, as not every process was looked at"] if found else []
-        found += look(process)
+    try:
+        for process in kernel.processes()[0 if ours_first else 1 :]:
+            _check_time(end)
+            found += look(process, end)
+    except _OutOfTimeError:
+        return [*found, "maybe more, as not every process was looked at"] if found else []
     return found
 
 
-def _use(kernel: Kernel, process: str, mount: Mount, *, ours: bool) -> tuple[str, str] | None:
+class _OutOfTimeError(Exception):
+    """There is no time to look any further."""
+
+
+def _check_time(end: float) -> None:
+    if time.monotonic() > end:
+        raise _OutOfTimeError
+
+
+def _use(
+    kernel: Kernel, process: str, mount: Mount, end: float, *, ours: bool
+) -> tuple[str, str] | None:
     """How a process uses a mount, and which file of it; None if it does not.
 
     Args:
         ours: whether the process is in our mount namespace. In another one it can have
             files of this one open, but its directories went there with it.
     """
-    for descriptor, path in _descriptors(kernel, process):
+    for descriptor, path in _descriptors(kernel, process, end):
         if _is_on(mount, path) and _mount_of(kernel, descriptor) == mount.id:
             return "an open file", path
     links = [("exe", "the program")]
@@ -203,7 +220,7 @@ def _use(kernel: Kernel, process: str, mount: Mount, *, ours: bool) -> tuple[str
         if _is_on(mount, path):
             return word, path
     try:
-        maps = kernel.read(os.path.join(process, "maps"))
+        maps = kernel.read(os.path.join(process, "maps"), _MOST_MAPPED)
     except OSError as error:
         check_absent(error)
         return None
@@ -219,11 +236,11 @@ def _is_on(mount: Mount, path: str) -> bool:
     return path == mount.path or path.startswith(mount.path + "/")
 
 
-def _descriptors(kernel: Kernel, process: str) -> Iterator[tuple[str, str]]:
+def _descriptors(kernel: Kernel, process: str, end: float) -> Iterator[tuple[str, str]]:
     """A process's open files: the link in /proc, and where it leads."""
-    directory = os.path.join(process, "fd")
-    for descriptor in kernel.names(directory):
-        link = os.path.join(directory, descriptor)
+    for descriptor in kernel.each_name(f"{process}/fd"):
+        _check_time(end)
+        link = f"{process}/fd/{descriptor}"
         yield link, _link(link)
 
 

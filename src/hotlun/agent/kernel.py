@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 
@@ -29,8 +33,11 @@ class Kernel:
         self.proc = proc
         self.dev = dev
 
-    def read(self, path: str) -> str:
+    def read(self, path: str, limit: float = float("inf")) -> str:
         """An attribute, without the newline.
+
+        Args:
+            limit: bytes after which to read no more of it.
 
         Raises:
             OSError: it is not there, or its device is gone (ENODEV).
@@ -39,7 +46,7 @@ class Kernel:
         try:
             content = b""
             while True:
-                more = os.read(file, 1 << 16)
+                more = os.read(file, 1 << 16) if len(content) < limit else b""
                 if not more:
                     return content.decode("utf-8", "surrogateescape").strip()
                 content += more
@@ -58,6 +65,15 @@ class Kernel:
             check_absent(error)
             return []
 
+    def each_name(self, path: str) -> Iterator[str]:
+        """As `names`, but one by one and in no order: where there can be a million."""
+        try:
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    yield entry.name
+        except OSError as error:
+            check_absent(error)
+
     def target(self, path: str) -> str:
         """Where a link in sysfs leads. Such links lead to devices directly, so text will do.
 
@@ -69,9 +85,31 @@ class Kernel:
         return os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
 
     def processes(self) -> list[str]:
-        """The directories of all processes, our own first."""
-        pids = sorted((name for name in self.names(self.proc) if name.isdigit()), key=int)
-        return [os.path.join(self.proc, pid) for pid in ("self", *pids)]
+        """The directories of all processes, our own first, less the kernel's threads.
+
+        They have no files, and are most of the processes of a small guest.
+        """
+        threads = self._threads()
+        pids = {name for name in self.names(self.proc) if name.isdigit()} - threads
+        return [f"{self.proc}/{pid}" for pid in ("self", *sorted(pids, key=int))]
+
+    def _threads(self) -> set[str]:
+        """The kernel's own threads, as far as it says (CONFIG_PROC_CHILDREN): kthreadd's children.
+
+        That has the number 2, except where a container's processes are numbered anew. Unlike
+        a program it has no file that it was started from.
+        """
+        try:
+            os.readlink(f"{self.proc}/2/exe")
+        except OSError as error:
+            check_absent(error)
+        else:
+            return set()
+        try:
+            return set(self.read(f"{self.proc}/2/task/2/children").split())
+        except OSError as error:
+            check_absent(error)
+            return set()
 
     def command(self, process: str) -> str:
         """`1234 (bash)`, for a process's directory."""
