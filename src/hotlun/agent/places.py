@@ -19,10 +19,11 @@ import stat
 import threading
 from typing import TYPE_CHECKING, TypeVar
 
-from hotlun.agent import mountinfo, syscalls
+from hotlun.agent import mountinfo, syscalls, ways
 from hotlun.agent.errors import RequestError, words
 from hotlun.agent.kernel import check_absent
 from hotlun.agent.syscalls import Seen
+from hotlun.agent.ways import ABSENT, FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,11 +36,6 @@ _T = TypeVar("_T")
 _OURS = 0o1700
 _LABEL = "trusted.hotlun"
 """Of a directory that is mounted on: as what. Only root can read and write those."""
-
-_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_ABSENT = (errno.ENOENT, errno.ENAMETOOLONG)
-_DELETED = " (deleted)"
-"""The kernel's remark behind the path of what was removed."""
 
 _TRIES = 10
 """To make a directory in one that somebody else removes each time."""
@@ -59,7 +55,8 @@ class Places:
         """The path for one request alone, from now until the end of its `with`.
 
         Raises:
-            RequestError: another request is busy with it, or a folder cannot be entered.
+            RequestError: another request is busy with it, or a folder cannot be entered, or
+                is behind a link that is not followed.
         """
         place = Place(self, path)
         with self.lock:
@@ -87,7 +84,7 @@ class Place:
     def __init__(self, places: Places, path: str) -> None:
         self._places = places
         folder, _, name = path.rpartition("/")
-        self._folder, folder, missing = _reach(folder or "/", name)
+        self._folder, folder, missing = ways.reach(folder or "/", name)
         """The last of the folders that exists, by a descriptor."""
         self.path = os.path.join(folder, *missing)
         *self._folders, self._name = self._parts = self.path.split("/")[1:]
@@ -131,9 +128,9 @@ class Place:
         if parent is None:
             return None
         try:
-            return os.open(self._name, _FOLDER, dir_fd=parent)
+            return os.open(self._name, FOLDER, dir_fd=parent)
         except OSError as error:
-            if error.errno in _ABSENT:
+            if error.errno in ABSENT:
                 return None
             raise
 
@@ -178,7 +175,7 @@ class Place:
         if self.parent is None or os.readlink(syscalls.path_of(self._folder)) != folder:
             return False
         try:
-            found = os.open(folder, _FOLDER)
+            found = os.open(folder, FOLDER)
         except OSError as error:
             check_absent(error)
             return False
@@ -197,7 +194,7 @@ class Place:
         def make() -> int:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(self._name, _OURS, dir_fd=self._folder)
-            return os.open(self._name, _FOLDER, dir_fd=self._folder)
+            return os.open(self._name, FOLDER, dir_fd=self._folder)
 
         return self._make(make)
 
@@ -217,7 +214,7 @@ class Place:
         try:
             return os.readlink(self._name, dir_fd=parent)
         except OSError as error:
-            if error.errno in (*_ABSENT, errno.EINVAL):
+            if error.errno in (*ABSENT, errno.EINVAL):
                 return None
             raise
 
@@ -263,18 +260,18 @@ class Place:
     def _walk(self) -> None:
         """Go as far as there are folders."""
         self.close()
-        self._folder = os.open("/", _FOLDER)
+        self._folder = os.open("/", FOLDER)
         try:
             for part in self._folders:
                 self._enter(part)
         except OSError as error:
-            if error.errno in (*_ABSENT, errno.ENOTDIR):
+            if error.errno in (*ABSENT, errno.ENOTDIR):
                 return
             check_absent(error)
             raise RequestError(f"{self._here} cannot be entered: {words(error)}") from error
 
     def _enter(self, part: str) -> None:
-        folder = os.open(part, _FOLDER, dir_fd=self._folder)
+        folder = os.open(part, FOLDER, dir_fd=self._folder)
         os.close(self._folder)
         self._folder = folder
         self._depth += 1
@@ -328,7 +325,7 @@ class Place:
             if is_all and stat.S_ISDIR(status.st_mode):
                 os.removexattr(self.target, _LABEL, follow_symlinks=False)
         except OSError as error:
-            if error.errno in _ABSENT:
+            if error.errno in ABSENT:
                 return True
             _log.debug("%s stays as it is: %s", self._here, words(error))
         return False
@@ -337,33 +334,6 @@ class Place:
     def _here(self) -> str:
         """The first part of the path behind the folder that was reached."""
         return "/" + "/".join(self._parts[: self._depth + 1])
-
-
-def _reach(folder: str, *missing: str) -> tuple[int, str, tuple[str, ...]]:
-    """The last folder of a path that exists, and where it is; then what is behind it.
-
-    Raises:
-        RequestError: one is there and cannot be entered.
-    """
-    while True:
-        try:
-            found = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno not in (*_ABSENT, errno.ENOTDIR):
-                check_absent(error)
-                raise RequestError(f"{folder} cannot be entered: {words(error)}") from error
-        else:
-            try:
-                where = os.readlink(syscalls.path_of(found))
-            except OSError as error:  # a path longer than a page, for one
-                os.close(found)
-                raise RequestError(f"where {folder} leads is not known: {words(error)}") from error
-            if not where.endswith(_DELETED) or os.path.exists(where):
-                return found, where, missing
-            os.close(found)
-        folder, _, part = folder.rpartition("/")
-        folder = folder or "/"
-        missing = (part, *missing)
 
 
 def _is_ours(status: os.stat_result) -> bool:
