@@ -103,8 +103,10 @@ class Disks:
             device = self._scsi.find(slot, partition)
             if device is not None:
                 orphans.wait_for(self._kernel, device, Deadline(self._timeout))
-            found = (self._mappings.top(slot, partition), device)
-            devices = [device for device in found if device is not None]
+            top = self._mappings.top(slot, partition)
+            if top is not None:
+                orphans.wait_for(self._kernel, top, Deadline(self._timeout))
+            devices = [found for found in (top, device) if found is not None]
             if settings.block_device:
                 was_there = self._mounts.unlink(devices, place)
             else:
