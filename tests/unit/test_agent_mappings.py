@@ -98,11 +98,11 @@ def test_layers_are_closed_from_the_outside_in(
 ) -> None:
     """Those of this partition; those of others stay, and none is success."""
     disk = guest.add_disk(1, "sda", "8:0")
-    neighbour = Layers.over(SLOT, 1).crypt
-    for name in (LAYERS.integrity, LAYERS.crypt, neighbour):
+    neighbour, stranger = Layers.over(SLOT, 1).crypt, "hotlun-0-1-p0-theirs"
+    for name in (LAYERS.integrity, stranger, LAYERS.crypt, neighbour):
         put(guest, mappings, name, disk)
     mappings.close(SLOT, 0, Deadline(0))
-    assert list(kernel.devices) == [neighbour]
+    assert list(kernel.devices) == [stranger, neighbour]
     mappings.close(SLOT, 0, Deadline(0))
 
 

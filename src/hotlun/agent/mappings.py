@@ -133,10 +133,10 @@ class Mappings:
     def _names(self, slot: Slot, partition: int | None) -> list[str]:
         """Of the layers that there are, the outermost first; mostly there is none."""
         stem = _stem(slot) + ("" if partition is None else f"{partition}-")
-        order = Layers._fields
-        return sorted(
-            self.mapper.names(stem), key=lambda name: order.index(name.rpartition("-")[2])
-        )
+        found = self.mapper.names(stem)
+        return [
+            name for layer in Layers._fields for name in found if name.rpartition("-")[2] == layer
+        ]
 
     def _remove(self, name: str) -> bool:
         """Whether the device is gone, with the node that cryptsetup makes where there is no udev.
