@@ -9,6 +9,7 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
+from support.guest import DEADLINE
 from support.mounted import unmount_all
 
 from hotlun.agent import syscalls
@@ -169,6 +170,77 @@ def test_a_storm_of_siblings(places: Places, tmp_path: Path) -> None:
         thread.join()
     assert failures == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_storm_of_paths_below_one_another(places: Places, tmp_path: Path) -> None:
+    """What was made for one path is there until it is let go, whoever removes what was below."""
+    failures: list[Exception] = []
+
+    def come_and_go(path: Path) -> None:
+        try:
+            for _ in range(200):
+                with places.claim(str(path)) as place:
+                    directory = place.make_directory()
+                    try:
+                        assert os.fstat(directory).st_ino == path.stat().st_ino
+                        assert place.is_reached()
+                    finally:
+                        os.close(directory)
+                    place.clear()
+        except Exception as error:
+            failures.append(error)
+
+    paths = [tmp_path / path for path in ("a", "a/b", "a/b/c", "a/b/c/d")]
+    threads = [threading.Thread(target=come_and_go, args=(path,)) for path in paths]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_hangs_stops_nobody_else(places: Places, mountable: Path) -> None:
+    """A FUSE whose server does not answer: what is asked for on it waits, and nothing beside."""
+    if not syscalls.knows_filesystem("fuse"):
+        pytest.skip("this kernel has no FUSE, of which one hangs here")
+    hung, server = mountable / "hung", os.open("/dev/fuse", os.O_RDWR)
+    failed: list[RequestError] = []
+
+    def wait_for_ever() -> None:
+        with places.claim(str(hung / "run/m0")) as place:
+            hung.mkdir()
+            words = f"fd={server},rootmode=40000,user_id=0,group_id=0"
+            syscalls.mount("hung", str(hung), "fuse", 0, words)
+            begun.set()
+            try:
+                place.make_directory()
+            except RequestError as error:
+                failed.append(error)
+
+    def come_and_go() -> None:
+        for name in ("m0", "run/m1", "run/m2"):
+            make(places, mountable / name)
+            clear(places, mountable / name)
+
+    begun = threading.Event()
+    waiting = threading.Thread(target=wait_for_ever)
+    others = threading.Thread(target=come_and_go)
+    try:
+        waiting.start()
+        assert begun.wait(DEADLINE)
+        waiting.join(0.1)
+        others.start()
+        others.join(DEADLINE)
+        assert not others.is_alive()
+        assert waiting.is_alive()
+    finally:
+        os.close(server)  # which has the kernel give up
+        waiting.join()
+        others.join()
+    assert len(failed) == 1
+    syscalls.unmount(str(hung))
+    assert list(mountable.iterdir()) == [hung]
 
 
 def test_what_cannot_be_made_leaves_nothing(places: Places, tmp_path: Path) -> None:

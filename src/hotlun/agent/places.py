@@ -26,7 +26,7 @@ from hotlun.agent.syscalls import Seen
 from hotlun.agent.ways import ABSENT, FOLDER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from hotlun.agent.kernel import Kernel
     from hotlun.agent.mountinfo import Mount
@@ -48,8 +48,13 @@ class Places:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        self.lock = threading.Lock()
         self.claimed: set[str] = set()
+        self._made: set[str] = set()
+        """Of those, the ones that directories are made for, and are not to be removed under."""
+        self._removed: list[str] = []
+        """The directories that are just being removed."""
+        self._changed = threading.Condition()
+        """Held to look at these, never for a call that a hung filesystem can keep."""
 
     def claim(self, path: str) -> Place:
         """The path for one request alone, from now until the end of its `with`.
@@ -59,7 +64,7 @@ class Places:
                 is behind a link that is not followed.
         """
         place = Place(self, path)
-        with self.lock:
+        with self._changed:
             is_free = place.path not in self.claimed
             self.claimed.add(place.path)
         if not is_free:
@@ -70,8 +75,41 @@ class Places:
     def release(self, place: Place) -> None:
         """Let others have the path."""
         place.close()
-        with self.lock:
+        with self._changed:
             self.claimed.remove(place.path)
+            self._made.discard(place.path)
+
+    def keep(self, path: str) -> None:
+        """Have nobody remove the path or what is above it, from now on.
+
+        Returns once nobody does any more. What waits for a filesystem that hangs is what
+        was to be made on it.
+        """
+        with self._changed:
+            self._made.add(path)
+            self._changed.wait_for(
+                lambda: not any(_leads_to(directory, path) for directory in self._removed)
+            )
+
+    def give_up(self, path: str) -> None:
+        """Have `keep` end."""
+        with self._changed:
+            self._made.discard(path)
+
+    @contextlib.contextmanager
+    def removing(self, directory: str) -> Iterator[bool]:
+        """Whether a directory may be removed in this block: nothing is made below it meanwhile."""
+        with self._changed:
+            is_free = not any(_leads_to(directory, path) for path in self._made)
+            if is_free:
+                self._removed.append(directory)
+        try:
+            yield is_free
+        finally:
+            if is_free:
+                with self._changed:
+                    self._removed.remove(directory)
+                    self._changed.notify_all()
 
 
 class Place:
@@ -247,8 +285,11 @@ class Place:
 
     def clear(self) -> None:
         """Have the place as it was: no label, and none of the agent's directories that is empty."""
-        with self._places.lock:
-            self._clear()
+        self._places.give_up(self.path)
+        if self._folder < 0:
+            self._walk()
+        while self._remove() and self._depth:
+            self._leave()
 
     def _identity(self, folder: int) -> tuple[int | str, ...]:
         found = syscalls.identity(folder)
@@ -283,45 +324,38 @@ class Place:
 
     def _make(self, last: Callable[[], _T]) -> _T:
         """Make the folders that are missing, then what is to be in the last of them."""
-        with self._places.lock:
-            for _ in range(_TRIES):
-                try:
-                    if self._folder < 0:
-                        self._walk()
-                    for part in self._folders[self._depth :]:
-                        with contextlib.suppress(FileExistsError):
-                            os.mkdir(part, _OURS, dir_fd=self._folder)
-                        self._enter(part)
-                    return last()
-                except FileNotFoundError as error:  # a folder was removed, after another unmount
-                    failed = f"{self._here} cannot be made: {words(error)}"
-                    self.close()
-                except NotADirectoryError:
-                    failed = f"{self._here} exists already and is no directory"
-                    break
-                except OSError as error:
-                    failed = f"{self._here} cannot be made: {words(error)}"
-                    break
-            self._clear()
+        self._places.keep(self.path)
+        for _ in range(_TRIES):
+            try:
+                if self._folder < 0:
+                    self._walk()
+                for part in self._folders[self._depth :]:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(part, _OURS, dir_fd=self._folder)
+                    self._enter(part)
+                return last()
+            except FileNotFoundError as error:  # a folder was removed, after another unmount
+                failed = f"{self._here} cannot be made: {words(error)}"
+                self.close()
+            except NotADirectoryError:
+                failed = f"{self._here} exists already and is no directory"
+                break
+            except OSError as error:
+                failed = f"{self._here} cannot be made: {words(error)}"
+                break
+        self.clear()
         raise RequestError(failed)
-
-    def _clear(self) -> None:
-        if self._folder < 0:
-            self._walk()
-        while self._remove() and self._depth:
-            self._leave()
 
     def _remove(self) -> bool:
         """Whether what the path has next is not there, or not any more."""
         name, is_all = self._parts[self._depth], self._depth == len(self._folders)
-        claimed = self._places.claimed
-        if not is_all and len(claimed) > 1 and self._here in claimed:
-            return False
         try:
             status = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
             if _is_ours(status):
-                os.rmdir(name, dir_fd=self._folder)
-                return True
+                with self._places.removing(self._here) as is_free:
+                    if is_free:
+                        os.rmdir(name, dir_fd=self._folder)
+                    return is_free
             if is_all and stat.S_ISDIR(status.st_mode):
                 os.removexattr(self.target, _LABEL, follow_symlinks=False)
         except OSError as error:
@@ -334,6 +368,10 @@ class Place:
     def _here(self) -> str:
         """The first part of the path behind the folder that was reached."""
         return "/" + "/".join(self._parts[: self._depth + 1])
+
+
+def _leads_to(directory: str, path: str) -> bool:
+    return path == directory or path.startswith(f"{directory}/")
 
 
 def _is_ours(status: os.stat_result) -> bool:
