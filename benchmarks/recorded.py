@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 _OS = (
     *("open", "close", "read", "write", "pread", "lseek", "stat", "fstat", "access"),
-    *("listdir", "readlink", "mkdir", "rmdir", "symlink", "unlink"),
+    *("listdir", "scandir", "readlink", "mkdir", "rmdir", "symlink", "unlink"),
     *("setxattr", "getxattr", "removexattr"),
 )
 _SYSCALLS = ("_open_tree", "_move_mount", "_fsopen", "_fsconfig", "_fsmount", "_statx")
-_LIBC = ("mount", "umount2")
+_LIBC = ("mount", "umount2", "sync_file_range")
 
 
 class Recorder:

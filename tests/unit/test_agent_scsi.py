@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support.guest import DEADLINE, FakeGuest, image_of
 
+from hotlun.agent import partitions, syscalls
 from hotlun.agent.errors import AbandonedError, RequestError
 from hotlun.agent.settings import Slot
 from hotlun.agent.uevents import Deadline, Uevents
@@ -207,6 +208,33 @@ def test_the_table_of_a_disk_in_use_is_not_read_again(guest: FakeGuest, loop: st
     )
 
 
+@pytest.mark.root
+def test_a_table_is_read_again_before_a_partition_is_written(
+    guest: FakeGuest, loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By now the number may be another partition's; but who only reads need not wait for that."""
+    block = guest.add_disk(1, "sda", loop, {"sda1": DISK})
+    make_node(guest, "sda", loop)
+    make_node(guest, "sda1", DISK)
+
+    def read_table(disk: int) -> bool:
+        (block / "sda1/dev").write_text(f"{PART}\n")
+        os.unlink(os.path.join(guest.kernel.dev, "sda1"))
+        make_node(guest, "sda1", PART)
+        return True
+
+    monkeypatch.setattr(partitions, "read_table", read_table)
+    with guest.scsi.hold(SLOT, 1, Deadline(DEADLINE)) as device:
+        assert device.number == DISK
+    with (
+        claiming(guest, "sda"),
+        guest.scsi.hold(SLOT, 1, Deadline(DEADLINE), fresh_table=True) as device,
+    ):
+        assert device.number == DISK  # the kernel's view counts while it is used
+    with guest.scsi.hold(SLOT, 1, Deadline(DEADLINE), fresh_table=True) as device:
+        assert device.number == PART
+
+
 class LossyEvents(socket.socket):
     """The kernel's socket, which tells in place of the datagram `lost` that some were."""
 
@@ -349,6 +377,99 @@ def test_a_disk_that_becomes_free_soon_is_unplugged(guest: FakeGuest, loop: str)
     unplug.join()
 
 
+def opened_by(guest: FakeGuest, pid: str, node: str) -> Path:
+    """Have a process have a node open; its directory of files."""
+    add_process(guest, pid, "mnt:[1]", "")
+    files = guest.root / "proc" / pid / "fd"
+    files.mkdir()
+    (files / "3").symlink_to(f"{guest.kernel.dev}/{node}")
+    return files
+
+
+@pytest.mark.root
+def test_a_disk_that_a_process_has_open_stays(guest: FakeGuest, loop: str) -> None:
+    """What it writes would be lost, and the kernel lets anybody claim such a disk."""
+    guest.add_disk(1, "sda", loop, {"sda1": PART})
+    make_node(guest, "sda", loop)
+    make_node(guest, "sda1", PART)
+    opened_by(guest, "77", "sda1")
+    with pytest.raises(RequestError, match=r"in use: process 77 \(sleeper\) has .*/sda1 open$"):
+        guest.scsi.unplug(SLOT, Deadline(0.3))
+    assert nothing_was_ordered(guest)
+
+
+@pytest.mark.root
+def test_a_disk_that_a_process_closes_soon_is_unplugged(guest: FakeGuest, loop: str) -> None:
+    """A program that was ended a moment ago may not have ended yet."""
+    guest.add_disk(1, "sda", loop)
+    make_node(guest, "sda", loop)
+    files = opened_by(guest, "77", "sda")
+    unplug = threading.Thread(target=guest.scsi.unplug, args=(SLOT, Deadline(DEADLINE)))
+    unplug.start()
+    time.sleep(0.2)
+    assert nothing_was_ordered(guest)
+    (files / "3").unlink()
+    wait_for_order(guest.sysfs(1) / "delete")
+    guest.remove_disk(1)
+    unplug.join()
+
+
+@pytest.mark.root
+def test_what_is_in_memory_is_written_before_the_disk_goes(
+    guest: FakeGuest, loop: str, tmp_path: Path
+) -> None:
+    """Who closes a disk that others have open leaves it there."""
+    guest.add_disk(1, "sda", loop)
+    make_node(guest, "sda", loop)
+    node = os.path.join(guest.kernel.dev, "sda")
+    other = os.open(node, os.O_RDONLY)
+    with open(node, "r+b") as disk:
+        disk.write(b"precious")
+    unplug = threading.Thread(target=guest.scsi.unplug, args=(SLOT, Deadline(DEADLINE)))
+    unplug.start()
+    wait_for_order(guest.sysfs(1) / "delete")
+    with (tmp_path / "loop.raw").open("rb") as image:
+        assert image.read(8) == b"precious"
+    os.close(other)
+    guest.remove_disk(1)
+    unplug.join()
+
+
+@pytest.mark.root
+def test_a_disk_that_loses_what_is_in_memory_stays(
+    guest: FakeGuest, loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is not to be passed over as if it was released."""
+
+    def write_back(disk: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    guest.add_disk(1, "sda", loop)
+    make_node(guest, "sda", loop)
+    monkeypatch.setattr(syscalls, "write_back", write_back)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(RequestError, match=r"disk 0:1 \(sda\): .* is lost, .*: Input/output error"):
+        guest.scsi.unplug(SLOT, Deadline(DEADLINE))
+    assert nothing_was_ordered(guest)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.root
+def test_a_disk_that_is_not_written_in_time_stays(
+    guest: FakeGuest, loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does that does not answer any more."""
+    written = threading.Event()
+    guest.add_disk(1, "sda", loop)
+    make_node(guest, "sda", loop)
+    monkeypatch.setattr(syscalls, "write_back", lambda disk: written.wait(DEADLINE))
+    with pytest.raises(RequestError, match=r"still in the guest's memory after 0\.3 s") as caught:
+        guest.scsi.unplug(SLOT, Deadline(0.3))
+    assert caught.value.code == HResult.TIMEOUT
+    assert nothing_was_ordered(guest)
+    written.set()
+
+
 @pytest.mark.root
 def test_a_disk_under_a_loop_device_stays(guest: FakeGuest, loop: str) -> None:
     """Which does not hold it exclusively, and may be mounted."""
@@ -469,9 +590,7 @@ def test_a_stale_device_that_a_process_has_open_is_left_alone(guest: FakeGuest, 
     """What it wrote and is not on the disk yet would be written to the new one."""
     guest.add_disk(1, "sda", loop, serial="old", sectors=4)
     make_node(guest, "sda", loop)
-    add_process(guest, "77", "mnt:[1]", "")
-    (guest.root / "proc/77/fd").mkdir()
-    (guest.root / "proc/77/fd/3").symlink_to(f"{guest.kernel.dev}/sda")
+    opened_by(guest, "77", "sda")
     with pytest.raises(RequestError, match=r"process 77 \(sleeper\) has .*/sda open"):
         Waiter(guest, identity=MEANT, seconds=600).result()
     assert nothing_was_ordered(guest)

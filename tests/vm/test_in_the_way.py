@@ -19,7 +19,26 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+MIB = disks.MIB
+EXT4_MAGIC = 1024 + 56
 LINK = MountConfig(block_device=True)
+CLOSES_SOON = f"""
+import os, sys, time
+disk = os.open(sys.argv[1], os.O_RDWR)
+os.pwrite(disk, b"x" * {MIB}, {MIB})
+open("/run/written", "w")
+time.sleep(1)
+"""
+UNSEEN = f"""
+import os, socket, sys, time
+disk = os.open(sys.argv[1], os.O_RDWR)
+ends = socket.socketpair()
+socket.send_fds(ends[0], [b" "], [disk])
+os.pwrite(disk, b"x" * {MIB}, {MIB})
+os.close(disk)
+open("/run/written", "w")
+time.sleep(1000)
+"""
 IN_A_NAMESPACE = """
 mkdir /run/theirs
 mkfs.ext4 -q $disk
@@ -52,8 +71,13 @@ until [ -e /run/there ]; do sleep 0.1; done
             "pkill -x sleep && rmdir /run/theirs && rm /run/there",
             r"sd\w+ is mounted at /run/theirs for process \d+ \(sleep\)",
         ),
+        (
+            "sleep 1000 3<> $disk > /dev/null 2>&1 &",
+            "pkill -x sleep",
+            r"process \d+ \(sleep\) has /dev/sd\w+ open",
+        ),
     ],
-    ids=["mapping", "swap", "loop device", "mount elsewhere"],
+    ids=["mapping", "swap", "loop device", "mount elsewhere", "process"],
 )
 async def test_a_disk_in_use_is_not_unplugged(
     shared_vm: Machine, manager: Manager, tmp_path: Path, use: str, end: str, words: str
@@ -66,6 +90,46 @@ async def test_a_disk_in_use_is_not_unplugged(
         await mount.release()
     await shell(shared_vm, f"disk={node}; {end}")
     await mount.release()
+
+
+@pytest.mark.parametrize("partition", [0, 1])
+@pytest.mark.parametrize("writer", [CLOSES_SOON, UNSEEN], ids=["closes soon", "unseen"])
+async def test_what_was_written_to_a_link_is_on_the_disk(
+    shared_vm: Machine, manager: Manager, tmp_path: Path, writer: str, partition: int
+) -> None:
+    """By whoever closes it while it is released, or has it open where it does not show."""
+    path = disks.partitioned(tmp_path / "disk.raw", "gpt", {1: ""})
+    config = MountConfig(block_device=True, partition=partition)
+    mount = await manager.add_virtual_disk(path, mount=config)
+    await shell(
+        shared_vm,
+        f"python3 -I - {mount.guest_path} > /dev/null 2>&1 <<'END' &\n{writer}END\n"
+        "echo $! > /run/writer\n"
+        "until [ -e /run/written ]; do sleep 0.01; done; rm /run/written",
+    )
+    await mount.release()
+    with path.open("rb") as image:
+        image.seek(MIB + (disks.FIRST_PARTITION if partition else 0))
+        assert image.read(MIB) == b"x" * MIB
+    await shell(shared_vm, "kill $(cat /run/writer) || true; rm /run/writer")
+
+
+async def test_a_newer_table_counts_before_a_partition_is_formatted(
+    shared_vm: Machine, manager: Manager, tmp_path: Path
+) -> None:
+    """What is now where the kernel knew a partition of this number is another's data."""
+    path = disks.partitioned(tmp_path / "disk.raw", "gpt", {4: ""})
+    link = await manager.add_virtual_disk(path, mount=MountConfig(block_device=True, partition=2))
+    move_partition(path, 32 * MIB)
+    config = MountConfig(partition=1, filesystem="ext4", ensure_filesystem=True)
+    mount = await manager.add_virtual_disk(path, mount=config)
+    await mount.release()
+    await link.release()
+    with path.open("rb") as image:
+        image.seek(disks.FIRST_PARTITION)
+        assert image.read(disks.PARTITION) == b"x" * disks.PARTITION
+        image.seek(32 * MIB + EXT4_MAGIC)
+        assert image.read(2) == b"\x53\xef"
 
 
 async def test_a_table_that_is_newer_than_the_kernels_view(
@@ -83,6 +147,15 @@ async def test_a_table_that_is_newer_than_the_kernels_view(
     in_use = r"it has (sd\w+1), .*6; .* cannot be read again now: in use, sd\w+5 is mounted at "
     with pytest.raises(BackendError, match=f"has no partition 9; {in_use}{mount.guest_path}"):
         await manager.add_virtual_disk(path, mount=MountConfig(partition=9))
+
+
+def move_partition(path: Path, start: int) -> None:
+    """Have another place in an image be its only partition, and another's data where it was."""
+    table = f"label: gpt\nstart={start // 512}, size={disks.PARTITION // 512}"
+    subprocess.run(["sfdisk", "--quiet", path], input=table, text=True, check=True)
+    with path.open("r+b") as disk:
+        disk.seek(disks.FIRST_PARTITION)
+        disk.write(b"x" * disks.PARTITION)
 
 
 def write_table(path: Path, filesystem: Path) -> None:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _LOOK_AGAIN = 0.05
 """Seconds between tries: the kernel does not announce that it has let go of a disk."""
 
+_LOOK_AT_PROCESSES_AGAIN = 0.2
+"""Seconds between looks at all processes, each of which costs milliseconds."""
+
 
 class InUseError(RequestError):
     """Something else uses the disk.
@@ -82,6 +85,27 @@ def claimed(
         yield claim
     finally:
         os.close(claim)
+
+
+def wait_for_processes(
+    kernel: Kernel, uevents: Uevents, disk: BlockDevice, deadline: Deadline
+) -> None:
+    """Return when no process has the disk or a partition of it open, which a claim allows.
+
+    Not found is who has only mapped it, or sent the descriptor to where nobody has received
+    it yet, or is one of too many to be looked at.
+
+    Raises:
+        InUseError: one still has at the deadline.
+    """
+    users: list[str] = []
+
+    def look() -> bool | None:
+        users[:] = holders.openers(kernel, disk.sysfs)
+        return None if users else True
+
+    if not uevents.wait_until(look, disk.name, deadline, look_again=_LOOK_AT_PROCESSES_AGAIN):
+        raise InUseError(disk, users)
 
 
 def _open(disk: BlockDevice) -> int:

@@ -42,7 +42,7 @@ def users(kernel: Kernel, disk: str) -> list[str]:
     """
     parts = _parts(kernel, disk)
     found = [user for part in parts for user in _stacked(kernel, part)]
-    return _named([*found, *loops(kernel, disk), *_mounts(kernel, parts), *openers(kernel, disk)])
+    return _named([*found, *loops(kernel, disk), *_mounts(kernel, parts), *_openers(kernel, disk)])
 
 
 def loops(kernel: Kernel, disk: str) -> list[str]:
@@ -56,6 +56,10 @@ def loops(kernel: Kernel, disk: str) -> list[str]:
 
 def openers(kernel: Kernel, disk: str) -> list[str]:
     """The processes, less our own, that have a disk's or a partition's node open, in words."""
+    return _named(_openers(kernel, disk))
+
+
+def _openers(kernel: Kernel, disk: str) -> list[str]:
     numbers = {_number(kernel, part) for part in _parts(kernel, disk)} - {""}
     dev = f"{kernel.dev}/"
 

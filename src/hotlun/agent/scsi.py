@@ -19,11 +19,12 @@ import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from hotlun.agent import holders, orders, partitions
-from hotlun.agent.claims import InUseError, claimed
+from hotlun.agent.claims import InUseError, claimed, wait_for_processes
 from hotlun.agent.controllers import NoControllerError, scsi_host
 from hotlun.agent.errors import RequestError, words
 from hotlun.agent.kernel import check_absent
 from hotlun.agent.vpd import Identity
+from hotlun.agent.writeback import write_back
 from hotlun.bridge.messages import HResult
 
 if TYPE_CHECKING:
@@ -90,7 +91,13 @@ class ScsiDisks:
 
     @contextlib.contextmanager
     def hold(
-        self, slot: Slot, partition: int, deadline: Deadline, identity: Identity | None = None
+        self,
+        slot: Slot,
+        partition: int,
+        deadline: Deadline,
+        identity: Identity | None = None,
+        *,
+        fresh_table: bool = False,
     ) -> Iterator[BlockDevice]:
         """Wait for the device, and see to it that its name means no other during the block.
 
@@ -102,6 +109,9 @@ class ScsiDisks:
             partition: its number, or 0 for the disk.
             identity: what the disk has to be. A stale device of another one is let go, if
                 nothing uses it, and the disk that is there now is found.
+            fresh_table: have the kernel read the table of partitions again first, unless the
+                disk is in use. For who is going to write to one: where the kernel has it may
+                be where another is by now.
 
         Raises:
             RequestError: no such controller; no disk or node within the deadline; another
@@ -121,13 +131,16 @@ class ScsiDisks:
                         "nothing was done to it",
                         HResult.WRONG_DISK,
                     )
-            yield self._wait_for_partition(disk, partition, deadline) if partition else disk
+            if partition:
+                disk = self._wait_for_partition(disk, partition, deadline, fresh=fresh_table)
+            yield disk
 
     def unplug(self, slot: Slot, deadline: Deadline) -> None:
         """Have the kernel let the disk go; return when its device is gone, or was not there.
 
         Raises:
-            RequestError: it is in use, and by what; or it is still there at the deadline.
+            RequestError: it is in use, and by what; or what was written to it cannot be
+                written back; or it is still there at the deadline.
         """
         try:
             address = self._address(slot)
@@ -138,7 +151,10 @@ class ScsiDisks:
         with contextlib.ExitStack() as stack:
             if disk is not None:
                 patience = deadline.within(_BUSY_PATIENCE)
-                stack.enter_context(claimed(self._kernel, self._uevents, disk, patience))
+                claim = stack.enter_context(claimed(self._kernel, self._uevents, disk, patience))
+                if claim is not None:
+                    wait_for_processes(self._kernel, self._uevents, disk, patience)
+                    write_back(self._kernel, disk, deadline)
             self._let_go(slot, address, device, disk, deadline)
 
     def _held(
@@ -190,11 +206,10 @@ class ScsiDisks:
             orders.ask_again(device, deadline)
             return
         try:
-            with claimed(self._kernel, self._uevents, disk, deadline.within(0)):
+            now = deadline.within(0)
+            with claimed(self._kernel, self._uevents, disk, now):
                 # What they have written may be in memory yet, and would go to the new disk.
-                users = holders.openers(self._kernel, disk.sysfs)
-                if users:
-                    raise InUseError(disk, users)
+                wait_for_processes(self._kernel, self._uevents, disk, now)
                 self._let_go(disk.slot, address, device, disk, deadline)
         except InUseError as error:
             raise RequestError(
@@ -272,11 +287,15 @@ class ScsiDisks:
         return file if file >= 0 else None
 
     def _wait_for_partition(
-        self, disk: BlockDevice, partition: int, deadline: Deadline
+        self, disk: BlockDevice, partition: int, deadline: Deadline, *, fresh: bool
     ) -> BlockDevice:
-        """The partition; if the kernel knows of none, after it has read the table again."""
-        part = self._partition(disk, partition)
+        """The partition; if the kernel knows of none, after it has read the table again.
+
+        Args:
+            fresh: have it read that in any case.
+        """
         unread = ""
+        part = None if fresh else self._partition(disk, partition)
         if part is None:
             unread = self._read_table(disk, deadline)
             part = self._partition(disk, partition)
