@@ -78,8 +78,13 @@ class Disks:
                 _log.debug("disk %s is at %s already", settings.slot, place)
                 return
             self._mounts.check_free(place, link=link)
-            slot, partition = settings.slot, settings.partition
-            with self._scsi.hold(slot, partition, deadline, settings.identity) as device:
+            with self._scsi.hold(
+                settings.slot,
+                settings.partition,
+                deadline,
+                settings.identity,
+                fresh_table=settings.ensure_filesystem or settings.encrypted,
+            ) as device:
                 if link and self._is_linked(settings, device, place):
                     return
                 with self._opened(settings, device, deadline) as used:
