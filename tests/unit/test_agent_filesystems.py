@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import struct
 import subprocess
 import threading
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ import pytest
 from support.guest import DEADLINE, image_of
 from support.images import IMAGES, raid, write
 
-from hotlun.agent import filesystems, superblocks
+from hotlun.agent import blkid, filesystems, superblocks
 from hotlun.agent.errors import RequestError
 from hotlun.agent.kernel import Kernel
 from hotlun.agent.scsi import BlockDevice
@@ -22,7 +23,7 @@ from hotlun.agent.uevents import Deadline
 from hotlun.bridge.messages import HResult
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 pytestmark = [
@@ -161,6 +162,7 @@ def test_another_kind_is_replaced(wanted: str, name: str, tmp_path: Path) -> Non
             assert digest(image) == before
         else:
             assert filesystems.detect_mountable(device) == wanted
+            ensure(device, wanted, preserve_data=True)
 
 
 @pytest.mark.parametrize("wanted", filesystems.MAKEABLE)
@@ -233,7 +235,9 @@ def test_a_wanted_type_beside_an_older_mark_is_kept(tmp_path: Path) -> None:
     write(image, 0x4000, b"SKUL\xba\xbe")
     before = digest(image)
     with disk(image) as device:
-        ensure(device, "ext4", preserve_data=True)
+        ensure(device, "ext4")
+        with pytest.raises(RequestError, match=r"crypto_LUKS and ext4, and its data .* preserved"):
+            ensure(device, "ext4", preserve_data=True)
         assert filesystems.detect(device) == "crypto_LUKS"
         assert filesystems.detect(device, ("ext4",)) == "ext4"
         with pytest.raises(RequestError, match="the marks of crypto_LUKS and ext4; say as which"):
@@ -253,6 +257,99 @@ def test_what_shows_through_a_raid_member_is_the_raids(tmp_path: Path) -> None:
             filesystems.detect_mountable(device)
         ensure(device, "ext4")
     assert digest(image) == before
+
+
+def with_gpt(image: Path) -> None:
+    """A partition table on top of what is there, as by somebody who gave the disk a new use."""
+    subprocess.run(
+        ["sfdisk", "--quiet", "--wipe", "never", str(image)],
+        input="label: gpt\n,,\n",
+        text=True,
+        check=True,
+        capture_output=True,
+    )
+
+
+def with_mbr(image: Path) -> None:
+    write(image, 446, bytes((0, 0, 0, 0, 0x83, 0, 0, 0)) + struct.pack("<II", 2048, 2048))
+    write(image, 510, b"\x55\xaa")
+
+
+def with_luks(image: Path) -> None:
+    """Of the first version, whose header leaves the ext4's where it is."""
+    write(image, 0, b"LUKS\xba\xbe\0\1".ljust(592, b"\0"))
+
+
+def with_swap(image: Path) -> None:
+    write(image, 0x1000 - 10, b"SWAPSPACE2")
+    write(image, 0x400, struct.pack("<II", 1, 1))
+
+
+def with_xfs(image: Path) -> None:
+    """The two that libblkid cannot choose between."""
+    other = image_of(image.with_suffix(".xfs"), 320, "mkfs.xfs", "-f", "-q")
+    write(image, 0, other.read_bytes()[:512])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "spoil", "other"),
+    [
+        ("btrfs", with_gpt, "gpt"),
+        ("ext4", with_mbr, "dos"),
+        ("btrfs", with_mbr, "dos"),
+        ("ext4", with_luks, "crypto_LUKS"),
+        ("ext4", with_xfs, "xfs"),
+        ("btrfs", with_xfs, "xfs"),
+        ("btrfs", with_swap, "swap"),
+        ("ext4", lambda image: raid(image, 0x1000), "linux_raid_member"),
+    ],
+)
+@pytest.mark.parametrize("libblkid", [True, False])
+def test_a_wanted_type_beside_something_else_is_not_preserved_by_mounting_it(
+    wanted: str,
+    spoil: Callable[[Path], None],
+    other: str,
+    libblkid: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One of the two is old. All that is there is named, and not a byte of it changes."""
+    if not libblkid:
+        monkeypatch.setattr(blkid, "probe", lambda device: None)
+    image = image_of(tmp_path / "image", 320)
+    with disk(image) as device:
+        filesystems.make(device, wanted)
+        ensure(device, wanted, preserve_data=True)
+    spoil(image)
+    before = digest(image)
+    with disk(image) as device:
+        for read_only in (False, True):
+            with pytest.raises(RequestError, match="not known, so it is not mounted") as caught:
+                ensure(device, wanted, read_only=read_only, preserve_data=True)
+            assert caught.value.code == HResult.ALREADY_EXISTS
+            assert other in str(caught.value)
+            assert f"{wanted}" in str(caught.value).partition(", and its data")[0]
+        ensure(device, wanted)
+    assert digest(image) == before
+
+
+def test_a_boot_loader_is_not_something_else(tmp_path: Path) -> None:
+    """Code and the mark of a boot sector, but no partitions."""
+    image = image_of(tmp_path / "image", 16, "mkfs.ext4", "-F", "-q")
+    write(image, 0, b"\xeb\x58\x90SYSLINUX".ljust(440, b"\x90"))
+    write(image, 510, b"\x55\xaa")
+    with disk(image) as device:
+        ensure(device, "ext4", preserve_data=True)
+        assert filesystems.detect_mountable(device) == "ext4"
+
+
+def test_an_empty_partition_table_is_something(tmp_path: Path) -> None:
+    """To those who preserve what is there, if it is all there is."""
+    image = tmp_path / "image"
+    write(image, 510, b"\x55\xaa")
+    write(image, 440, b"\1\2\3\4")
+    with disk(image) as device, pytest.raises(RequestError, match="holds dos, and its data"):
+        ensure(device, "ext4", preserve_data=True)
 
 
 def test_a_disk_in_use_is_not_formatted(tmp_path: Path) -> None:

@@ -117,7 +117,9 @@ def ensure(
         wanted: one of `MAKEABLE`.
         read_only: the device must not be written.
         preserve_data: make it only where nothing at all is recognised; nor is one taken
-            for what was wanted that shows through a member of a RAID.
+            for what was wanted that has anything else beside it: a partition table, a
+            container that it shows through, another filesystem. One of them is old, and
+            to write to that is to lose the other.
         deadline: until when to wait for the mkfs that an agent before this one has started.
 
     Raises:
@@ -126,9 +128,15 @@ def ensure(
     """
     with _claimed(kernel, device, deadline or Deadline(_CLAIM_TIMEOUT)) as claimed:
         names = _look(device).names
-        keep_off = preserve_data and not superblocks.TRANSPARENT.isdisjoint(names)
-        if not keep_off and any(name in names for name in _SERVES.get(wanted, (wanted,))):
-            return
+        serving = _SERVES.get(wanted, (wanted,))
+        if any(name in serving for name in names):
+            if not preserve_data or all(name in serving for name in names):
+                return
+            raise RequestError(
+                f"{device} holds {' and '.join(names)}, and its data is to be preserved: which "
+                f"of them is alive is not known, so it is not mounted as {wanted}",
+                HResult.ALREADY_EXISTS,
+            )
         found = " and ".join(names)
         if read_only or _is_read_only(kernel, device):
             raise RequestError(

@@ -32,9 +32,6 @@ FILESYSTEMS = frozenset(
 """Of the names that are given here, those that can be mounted."""
 
 PARTITION_TABLES = ("gpt", "dos", "PMBR")
-TRANSPARENT = frozenset(("linux_raid_member", "LVM2_member"))
-"""Containers whose content can show through where it is not to be touched: RAID with
-old metadata, or with those of version 1.0, keeps them at the end."""
 _TOLERANT = ("iso9660", "udf")
 """What may be there beside others: a disc has both, for old readers and new ones."""
 
@@ -114,8 +111,14 @@ def look(path: str) -> Content:
         start = max(0, size - _TAIL)
         ours = identify(_read(device, 0, _HEAD), _read(device, start, size - start), size)
         theirs = blkid.probe(device) or Content()
-        # libblkid takes an xfs that is not done for one that is.
-        known = [name for name in theirs.names if unfinished(name) not in ours.names]
+        # libblkid takes an xfs that is not done for one that is, and a boot loader in front
+        # of a filesystem for a partition table, though without partitions.
+        wrong = {"dos"} if ours.names and "dos" not in ours.names else set()
+        known = [
+            name
+            for name in theirs.names
+            if name not in wrong and unfinished(name) not in ours.names
+        ]
         if not known and not ours.names:
             # libblkid passes over errors of a CD drive or a locked range. What is to be
             # called blank must be there to be read, where it looks and where an mkfs writes.
