@@ -26,6 +26,7 @@ def delete(
     shown: Sequence[str],
     wanted: Callable[[], bool],
     deadline: Deadline,
+    first: Callable[[], None] | None = None,
 ) -> bool:
     """Have a device let go; whether it is gone in time.
 
@@ -35,6 +36,11 @@ def delete(
         wanted: whether the device is still the one that is to go. That is asked with
             `delete` open, which does not reach another device that has the same path.
         deadline: when to give up waiting.
+        first: is done before, by the thread that tells the kernel (another one costs more
+            than all the rest), which it does not if that fails or is not done in time.
+
+    Raises:
+        RequestError: from `first`.
     """
     inodes = [(path, _inode(path)) for path in (device, *shown)]
     file = _opened(os.path.join(device, "delete"))
@@ -47,7 +53,7 @@ def delete(
                 os.close(file)
         if not is_wanted:
             return True
-        _write(file, b"1\n", deadline)
+        _write(file, b"1\n", deadline, first)
 
     def look() -> bool | None:
         """Events do not say: the kernel announces a removal before sysfs shows it."""
@@ -80,19 +86,33 @@ def _opened(path: str) -> int | None:
         return None
 
 
-def _write(file: int, order: bytes, deadline: Deadline) -> None:
+def _write(
+    file: int, order: bytes, deadline: Deadline, first: Callable[[], None] | None = None
+) -> None:
     """Write to an attribute and close it; wait for that until the deadline at most."""
+    failed: list[Exception] = []
+    given_up: list[bool] = []
 
     def write() -> None:
         try:
-            with contextlib.suppress(OSError):  # its device is gone
-                os.write(file, order)
+            if first is not None:
+                first()
+            if not given_up:
+                with contextlib.suppress(OSError):  # its device is gone
+                    os.write(file, order)
+        except Exception as error:  # that of `first`, which is the other thread's
+            failed.append(error)
         finally:
             os.close(file)
 
     writing = threading.Thread(target=write, name="order", daemon=True)
     writing.start()
-    writing.join(deadline.remaining())
+    try:
+        writing.join(deadline.remaining())
+    finally:
+        given_up.append(True)
+    if failed:
+        raise failed[0]
 
 
 def _inode(path: str) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
@@ -28,7 +29,7 @@ from hotlun.agent.writeback import write_back
 from hotlun.bridge.messages import HResult
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from hotlun.agent.kernel import Kernel
     from hotlun.agent.settings import Slot
@@ -148,14 +149,15 @@ class ScsiDisks:
         except (NoControllerError, FileNotFoundError):
             return
         disk = self._disk(slot, address)
-        with contextlib.ExitStack() as stack:
-            if disk is not None:
-                patience = deadline.within(_BUSY_PATIENCE)
-                claim = stack.enter_context(claimed(self._kernel, self._uevents, disk, patience))
-                if claim is not None:
-                    wait_for_processes(self._kernel, self._uevents, disk, patience)
-                    write_back(self._kernel, disk, deadline)
-            self._let_go(slot, address, device, disk, deadline)
+        if disk is None:
+            self._let_go(slot, address, device, None, deadline)
+            return
+        patience = deadline.within(_BUSY_PATIENCE)
+        with claimed(self._kernel, self._uevents, disk, patience) as claim:
+            if claim is not None:
+                wait_for_processes(self._kernel, self._uevents, disk, patience)
+            first = functools.partial(write_back, self._kernel, disk)
+            self._let_go(slot, address, device, disk, deadline, first)
 
     def _held(
         self,
@@ -220,15 +222,21 @@ class ScsiDisks:
         orders.look_for(self._kernel, address, deadline)
 
     def _let_go(
-        self, slot: Slot, address: str, device: str, disk: BlockDevice | None, deadline: Deadline
+        self,
+        slot: Slot,
+        address: str,
+        device: str,
+        disk: BlockDevice | None,
+        deadline: Deadline,
+        first: Callable[[], None] | None = None,
     ) -> None:
         shown = [disk.sysfs] if disk else []
         if not orders.delete(
-            self._uevents, device, shown, lambda: self._disk(slot, address) == disk, deadline
+            self._uevents, device, shown, lambda: self._disk(slot, address) == disk, deadline, first
         ):
             raise RequestError(
-                f"{disk or f'disk {slot}'}: the kernel was told to let it go, and still has it "
-                f"after {deadline.seconds:g} s",
+                f"{disk or f'disk {slot}'}: the kernel was told to write back what it has in "
+                f"memory and let it go, and still has it after {deadline.seconds:g} s",
                 HResult.TIMEOUT,
             )
 
