@@ -48,7 +48,7 @@ _log = logging.getLogger(__name__)
 
 MIB = 1 << 20
 CHOSEN = os.environ.get("HOTLUN_KILL_AFTER", "")
-PER_CASE = 2
+PER_CASE = 1
 """Steps that a run takes of each case, beside those where a program is at work."""
 
 DEADLINE = 60.0
