@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the agent takes in a real VM, beside the bare calls and programs that do the same.
 
-    .venv/bin/python benchmarks/guest.py [--json] [--rounds N]
+    .venv/bin/python benchmarks/guest.py [--json] [--rounds N] [--only NAME]
 
 All are timed in the guest, by `in_guest.py`, in turns on the same disks; medians:
 
@@ -44,7 +44,7 @@ from hotlun.backends import requests
 from hotlun.vm import Machine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 MANY, SOME, FEW = 31, 11, 5
 """Rounds, by how long one takes."""
@@ -230,12 +230,18 @@ class Bench:
         return GuestMount(attachment, "/run/benchmark/agent", config, identity)
 
 
-async def measure(rounds: int | None) -> dict[str, dict[str, float]]:
-    """Medians in milliseconds, by what was done."""
+async def measure(rounds: int | None, only: Sequence[str] | None) -> dict[str, dict[str, float]]:
+    """Medians in milliseconds, by what was done.
+
+    Args:
+        only: names of rows; None for all there are.
+    """
     with tempfile.TemporaryDirectory() as directory:
         async with Machine.start() as vm:
             bench = Bench(vm, directory)
             plan = jobs(await bench.attach())
+            if only is not None:
+                plan = [job for job in plan if job.done in only]
             if rounds is not None:
                 plan = [Job(**{**vars(job), "rounds": rounds}) for job in plan]
             samples = await bench.measure(plan)
@@ -269,8 +275,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The agent's operations beside the bare ones.")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--rounds", type=int, help="of each, in place of 31, 11 or 5")
+    parser.add_argument("--only", action="append", metavar="NAME", help="a row; can be repeated")
     chosen = parser.parse_args()
-    rows = asyncio.run(measure(chosen.rounds))
+    rows = asyncio.run(measure(chosen.rounds, chosen.only))
     if chosen.json:
         print(json.dumps(rows))
         return

@@ -140,7 +140,7 @@ def test_what_is_unused_is_closed_and_the_rest_stays(
     for name in (LAYERS.verity, LAYERS.crypt, LAYERS.luks, others.crypt):
         put(guest, mappings, name, disk)
     kernel.busy.add(LAYERS.crypt)
-    mappings.close_unused(SLOT, 0)
+    mappings.close_unused(SLOT, Deadline(0), 0)
     assert list(kernel.devices) == [LAYERS.verity, LAYERS.crypt, others.crypt]
-    mappings.close_unused(SLOT)
+    mappings.close_unused(SLOT, Deadline(0))
     assert list(kernel.devices) == [LAYERS.crypt]

@@ -10,10 +10,11 @@ from pathlib import Path
 GUEST = Path(__file__).parent.parent.parent / "benchmarks/guest.py"
 
 
-def test_every_operation_has_its_figures() -> None:
+def test_operations_have_their_figures() -> None:
     """In one round, a median each: the agent's, and of what it is compared with."""
+    some = [word for name in ("mount ext4", "unplug", "verity") for word in ("--only", name)]
     done = subprocess.run(
-        [sys.executable, GUEST, "--rounds", "1", "--json"],
+        [sys.executable, GUEST, "--rounds", "1", "--json", *some],
         capture_output=True,
         text=True,
         check=False,
@@ -22,6 +23,6 @@ def test_every_operation_has_its_figures() -> None:
     rows = json.loads(done.stdout)
     for name in ("mount ext4", "unmount ext4", "unplug"):
         assert rows[name].keys() == {"agent_ms", "calls_ms", "to_calls", "bare_ms", "to_bare"}
-    assert rows["encrypted xfs, blank"].keys() == {"agent_ms", "bare_ms", "to_bare"}
-    assert rows["encrypted ext4, blank"].keys() == {"agent_ms"}
+    assert rows["verity"].keys() == {"agent_ms", "bare_ms", "to_bare"}
+    assert rows["no-op"].keys() == {"agent_ms"}
     assert all(figure > 0 for row in rows.values() for figure in row.values())

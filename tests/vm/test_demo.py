@@ -61,7 +61,7 @@ class TestTheDemo:
             "the data is there, and the same",
             "the data is the same",
             "and not to be found in secret.raw",
-            "hotlun-0-1-p0-crypt is gone",
+            "hotlun-0-7-p0-crypt is gone",
             "holds ext4, and its data is to be preserved",
             "the manual is where it was",
             "QEMU's block nodes and devices are as before",

@@ -280,9 +280,9 @@ class TestTheAgentIsKilled:
             await line.aclose()
             new = await line.enter_async_context(agent_of(bare))
             front.current = BridgeGuestBackend(new, "linux")
-            await manager.release_all()
-            # What the dead agent had begun finds its disk gone.
+            # No disk is let go while what the dead agent has begun is at work on it.
             await shell(bare, MKFS_GOES_ON)
+            await manager.release_all()
             assert {status.state for status in manager.slots()} == {SlotState.FREE}
             mount = await manager.add_virtual_disk(paths[0], mount=config)
             assert (await mounted_at(bare, mount)).filesystem == "ext4"

@@ -118,10 +118,10 @@ class Disks:
                 was_there = self._mounts.unmount(
                     devices, place, lazy=settings.lazy, deadline=Deadline(BUSY_TIMEOUT)
                 )
-            if was_there:
+            if was_there or settings.lazy:
                 self._mappings.close(slot, partition, Deadline(BUSY_TIMEOUT), lazy=settings.lazy)
             else:  # of another path, perhaps
-                self._mappings.close_unused(slot, partition)
+                self._mappings.close_unused(slot, Deadline(0), partition)
             _log.debug("disk %s is not at %s any more", slot, place)
 
     def unplug(self, slot: Slot, timeout: float | None = None) -> None:
@@ -133,7 +133,8 @@ class Disks:
         Raises:
             RequestError: it is in use, or did not go.
         """
-        self._mappings.close_unused(slot)  # what a failed or forgotten mount has left
+        # What a failed or forgotten mount has left; or it is about to go by itself.
+        self._mappings.close_unused(slot, Deadline(BUSY_TIMEOUT))
         self._scsi.unplug(slot, Deadline(self._timeout if timeout is None else timeout))
         _log.debug("disk %s is unplugged", slot)
 

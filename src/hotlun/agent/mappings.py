@@ -117,18 +117,28 @@ class Mappings:
             else:
                 self._close_busy(name, self.device(slot, number), deadline)
 
-    def close_unused(self, slot: Slot, partition: int | None = None) -> None:
+    def close_unused(self, slot: Slot, deadline: Deadline, partition: int | None = None) -> None:
         """Remove the layers that nothing uses, of one partition or of all; others stay.
 
         Of one partition what verifies it stays, too: a link may lead to it, and leaves no
         trace in the kernel.
 
+        Args:
+            deadline: how long they may take to become unused.
+
         Raises:
             RequestError: the kernel cannot be asked.
         """
-        for name in self._names(slot, partition):
-            if partition is None or not name.endswith("-verity"):
-                self._remove(name)
+
+        def look() -> bool | None:
+            left = [
+                name
+                for name in self._names(slot, partition)
+                if (partition is None or not name.endswith("-verity")) and not self._remove(name)
+            ]
+            return None if left else True
+
+        self._uevents.wait_until(look, "", deadline, look_again=_LOOK_AGAIN)
 
     def _names(self, slot: Slot, partition: int | None) -> list[str]:
         """Of the layers that there are, the outermost first; mostly there is none."""
