@@ -62,7 +62,7 @@ class Calls:
             return getattr(ctypes, name)
         raise StrayError(f"ctypes.{name}")
 
-    def CDLL(self, name: str | None, use_errno: bool = False) -> Library:  # noqa: N802
+    def CDLL(self, name: str | None, use_errno: bool = False) -> Library:  # noqa: N802 - as ctypes calls it
         if name is not None:
             raise failure(errno.ENOENT, name)
         return Library(self)
