@@ -615,16 +615,21 @@ def test_a_disk_without_a_serial_is_no_proof(guest: FakeGuest, loop: str) -> Non
 
 @pytest.mark.root
 def test_a_disk_that_has_grown_is_asked_for_its_size_again(guest: FakeGuest, loop: str) -> None:
-    """The kernel keeps the size, too, as it was when it found the disk."""
+    """The kernel keeps the size, too, as it was when it found the disk.
+
+    Both attributes are pipes here, whose reader and writer wait for each other: what is read
+    before the order and what after it is settled, however the threads run.
+    """
     block = guest.add_disk(1, "sda", loop, serial="new", sectors=2)
     make_node(guest, "sda", loop)
-    rescan = guest.sysfs(1) / "rescan"
-    rescan.unlink()
-    os.mkfifo(rescan)  # whose writer waits for its reader, as that of an attribute
+    size, rescan = block / "size", guest.sysfs(1) / "rescan"
+    for attribute in (size, rescan):
+        attribute.unlink()
+        os.mkfifo(attribute)
     waiter = Waiter(guest, identity=MEANT)
-    with rescan.open() as order:
-        (block / "size").write_text("4\n")
-        assert order.read() == "1\n"
+    size.write_text("2\n")
+    assert rescan.read_text() == "1\n"
+    size.write_text("4\n")
     assert waiter.result().name == "sda"
 
 
