@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import threading
 from typing import NamedTuple
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_trim_heap = ctypes.CDLL(None).malloc_trim
 
 THREADS_MORE = 2
 """Lanes keep up to sixteen, and the warm-up may have come to fewer at the same time."""
@@ -21,13 +23,15 @@ class Size(NamedTuple):
     threads: int
     files: int
     memory: int
-    """Bytes that are resident."""
+    """Bytes that are resident and in use: what one huge input has needed is free again, and
+    would be resident still."""
     objects: int
     """Those that Python's collector knows of."""
 
     @classmethod
     def now(cls) -> Size:
         gc.collect()
+        _trim_heap(0)
         with open("/proc/self/statm") as file:
             memory = int(file.read().split()[1]) * _PAGE
         return cls(
