@@ -7,11 +7,11 @@ import hashlib
 import os
 import struct
 import subprocess
-import threading
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from support.guest import DEADLINE, image_of
+from support.guest import image_of
 from support.images import IMAGES, raid, write
 
 from hotlun.agent import blkid, filesystems, superblocks
@@ -19,7 +19,6 @@ from hotlun.agent.errors import RequestError
 from hotlun.agent.kernel import Kernel
 from hotlun.agent.scsi import BlockDevice
 from hotlun.agent.settings import Slot
-from hotlun.agent.uevents import Deadline
 from hotlun.bridge.messages import HResult
 
 if TYPE_CHECKING:
@@ -66,16 +65,8 @@ def ensure(
     *,
     read_only: bool = False,
     preserve_data: bool = False,
-    seconds: float = DEADLINE,
 ) -> None:
-    filesystems.ensure(
-        KERNEL,
-        device,
-        wanted,
-        read_only=read_only,
-        preserve_data=preserve_data,
-        deadline=Deadline(seconds),
-    )
+    filesystems.ensure(KERNEL, device, wanted, read_only=read_only, preserve_data=preserve_data)
 
 
 def digest(image: Path) -> str:
@@ -362,52 +353,23 @@ def test_a_disk_in_use_is_not_formatted(tmp_path: Path) -> None:
     assert superblocks.detect(str(image)) == "ext4"
 
 
-@contextlib.contextmanager
-def other_maker(device: BlockDevice, content: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """An mkfs.ext4 that has the device already, and writes all its content at its end."""
-    program = content.with_name("mkfs.ext4")
-    program.write_text(
-        "#!/usr/bin/env python3\n"
-        "import os, sys\n"
-        "device = os.open(sys.argv[-1], os.O_RDWR | os.O_EXCL)\n"
-        "print('holding', flush=True)\n"
-        "sys.stdin.read()\n"
-        f"os.write(device, open({str(content)!r}, 'rb').read())\n"
-    )
-    program.chmod(0o755)
-    with subprocess.Popen(
-        [program, "-q", device.node], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"holding\n"
-        yield process
-        process.communicate()
-
-
-def test_another_mkfs_is_waited_for(tmp_path: Path) -> None:
-    """One that a killed agent has left: what it makes is what was asked for."""
-    content = image_of(tmp_path / "content", 16, "mkfs.ext4", "-F", "-q")
+def test_a_disk_that_another_has_for_itself_alone_is_left_to_it(tmp_path: Path) -> None:
+    """As any mkfs does; it is named. (One that an agent has started is waited for: `orphans`.)"""
     image = image_of(tmp_path / "image", 16)
+    maker = "import os, sys; os.open(sys.argv[1], os.O_EXCL); print(flush=True); sys.stdin.read()"
     with disk(image) as device:
-        with other_maker(device, content) as maker:
-            waiting = threading.Thread(target=ensure, args=(device, "ext4"))
-            waiting.start()
-            waiting.join(0.3)
-            assert waiting.is_alive()
-            maker.communicate()
-        waiting.join(DEADLINE)
-        assert not waiting.is_alive()
-    assert digest(image) == digest(content)
-
-
-def test_another_mkfs_is_not_waited_for_for_ever(tmp_path: Path) -> None:
-    """At the deadline it is named, and the disk is its own."""
-    content = image_of(tmp_path / "content", 16, "mkfs.ext4", "-F", "-q")
-    with disk(image_of(tmp_path / "image", 16)) as device, other_maker(device, content) as maker:
-        words = rf"process {maker.pid} \(python3\) has been formatting it .* after 0\.2 s"
-        with pytest.raises(RequestError, match=words) as caught:
-            ensure(device, "ext4", seconds=0.2)
-        assert caught.value.code == HResult.TIMEOUT
+        command = [sys.executable, "-c", maker, device.node]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            words = (
+                rf"not formatted: .* in use; process {process.pid} \(.*\) has {device.node} open"
+            )
+            with pytest.raises(RequestError, match=words) as caught:
+                ensure(device, "ext4")
+            process.communicate()
+    assert caught.value.code == HResult.INVALID_STATE
+    assert image.stat().st_blocks == 0
 
 
 @pytest.mark.parametrize(

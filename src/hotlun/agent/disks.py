@@ -91,7 +91,7 @@ class Disks:
                     if link:
                         self._mounts.link(used, place)
                     else:
-                        self._mount(settings, used, place, deadline)
+                        self._mount(settings, used, place)
             _log.debug("%s is at %s", device, place)
 
     def unmount(self, settings: DiskSettings) -> None:
@@ -231,9 +231,7 @@ class Disks:
                 HResult.INVALID_ARGUMENT,
             )
 
-    def _mount(
-        self, settings: DiskSettings, device: BlockDevice, place: Place, deadline: Deadline
-    ) -> None:
+    def _mount(self, settings: DiskSettings, device: BlockDevice, place: Place) -> None:
         """Mount the device, or what lies over it, with the filesystem that it is to have."""
         filesystem = settings.filesystem
         if filesystem:
@@ -247,7 +245,6 @@ class Disks:
                 filesystem,
                 read_only=settings.read_only,
                 preserve_data=settings.preserve_data,
-                deadline=deadline,
             )
         self._mounts.mount(
             device,

@@ -10,12 +10,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import time
 from typing import TYPE_CHECKING
 
 from hotlun.agent import holders, programs, superblocks, syscalls
 from hotlun.agent.errors import RequestError, words
-from hotlun.agent.uevents import Deadline
 from hotlun.bridge.messages import HResult
 
 if TYPE_CHECKING:
@@ -40,12 +38,6 @@ MAKEABLE = tuple(_MAKERS)
 _SERVES = {"ext4": superblocks.EXT_FAMILY}
 """What need not be made anew. The ext4 driver mounts ext2 and ext3 as they are, and
 the original agent, which knows one magic number for all three, leaves them alone."""
-
-_CLAIM_TIMEOUT = 10.0
-"""Seconds to wait for another's mkfs to end, where the caller does not say."""
-
-_CLAIM_AGAIN = 0.05
-"""Seconds between looks whether it has: the end of an exclusive open is not announced."""
 
 
 def detect(device: BlockDevice, wanted: tuple[str, ...] = ()) -> str:
@@ -109,7 +101,6 @@ def ensure(
     *,
     read_only: bool,
     preserve_data: bool = False,
-    deadline: Deadline | None = None,
 ) -> None:
     """Make a `wanted` filesystem, which the kernel has, on the device unless there is one.
 
@@ -120,13 +111,12 @@ def ensure(
             for what was wanted that has anything else beside it: a partition table, a
             container that it shows through, another filesystem. One of them is old, and
             to write to that is to lose the other.
-        deadline: until when to wait for the mkfs that an agent before this one has started.
 
     Raises:
         RequestError: it cannot be read or written, is in use, or holds what is to be
             preserved; or mkfs is missing or failed.
     """
-    with _claimed(kernel, device, deadline or Deadline(_CLAIM_TIMEOUT)) as claimed:
+    with _claimed(device) as claimed:
         names = _look(device).names
         serving = _SERVES.get(wanted, (wanted,))
         if any(name in serving for name in names):
@@ -221,55 +211,19 @@ def _is_read_only(kernel: Kernel, device: BlockDevice) -> bool:
 
 
 @contextlib.contextmanager
-def _claimed(kernel: Kernel, device: BlockDevice, deadline: Deadline) -> Iterator[bool]:
+def _claimed(device: BlockDevice) -> Iterator[bool]:
     """Hold the device so that no mkfs and no mount begins; gives whether that can be done.
 
-    An mkfs that a killed agent has left behind is waited for: what is on the device is
-    not to be judged before it is done.
-
     Raises:
-        RequestError: it cannot be opened, or that mkfs is not done at the deadline.
+        RequestError: it cannot be opened.
     """
-    claim = _claim(device)
-    while claim is None:
-        maker = _maker_at_work(kernel, device)
-        if not maker:
-            claim = _claim(device)  # it may just have ended
-            break
-        remaining = deadline.remaining()
-        if not remaining:
-            raise RequestError(
-                f"{device} was not formatted: process {maker} has been formatting it since "
-                f"before this request, and was not done after {deadline.seconds:g} s",
-                HResult.TIMEOUT,
-            )
-        time.sleep(min(_CLAIM_AGAIN, remaining))
-        claim = _claim(device)
-    try:
-        yield claim is not None
-    finally:
-        if claim is not None:
-            os.close(claim)
-
-
-def _claim(device: BlockDevice) -> int | None:
-    """An exclusive open; None if somebody else has one."""
-    try:
-        return os.open(device.node, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        if error.errno == errno.EBUSY:
-            return None
-        raise RequestError(f"{device} cannot be opened: {words(error)}") from error
-
-
-def _maker_at_work(kernel: Kernel, device: BlockDevice) -> str:
-    """The process that makes a filesystem on the device, as `1234 (mkfs.xfs)`, or `""`."""
-    makers = {maker[0] for maker in _MAKERS.values()}
-    for process in kernel.processes()[1:]:
+    with contextlib.ExitStack() as stack:
+        is_claimed = False
         try:
-            command = kernel.read(os.path.join(process, "cmdline")).rstrip("\0").split("\0")
-        except OSError:
-            continue
-        if command[-1] == device.node and not makers.isdisjoint(map(os.path.basename, command)):
-            return kernel.command(process)
-    return ""
+            flags = os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK
+            stack.callback(os.close, os.open(device.node, flags))
+            is_claimed = True
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise RequestError(f"{device} cannot be opened: {words(error)}") from error
+        yield is_claimed
