@@ -52,11 +52,12 @@ class Verified(NamedTuple):
         return self.tree + BLOCK
 
 
-def made(path: Path, filesystem: str, gap: int = 0) -> Verified:
+def made(path: Path, filesystem: str, gap: int = 0, block: int = BLOCK) -> Verified:
     """An image of ext4 or erofs with `FILES`.
 
     Args:
         gap: bytes between the filesystem and the tree.
+        block: of an ext4, in bytes; those that are hashed have 4 KiB in any case.
     """
     with tempfile.TemporaryDirectory() as tree:
         for name in FILES:
@@ -64,7 +65,7 @@ def made(path: Path, filesystem: str, gap: int = 0) -> Verified:
         if filesystem == "erofs":
             command = ["mkfs.erofs", "--quiet", str(path), tree]
         else:
-            command = ["mke2fs", "-q", "-t", "ext4", "-b", str(BLOCK), "-d", tree, str(path), "16M"]
+            command = ["mke2fs", "-q", "-t", "ext4", "-b", str(block), "-d", tree, str(path), "16M"]
         subprocess.run(command, check=True, capture_output=True)
     size = path.stat().st_size
     done = subprocess.run(

@@ -139,6 +139,17 @@ async def test_a_disk_without_a_tree_is_refused(
             await manager.add_virtual_disk(path, read_only=True, mount=config)
 
 
+async def test_blocks_that_are_smaller_than_the_hashed_ones_are_thought_of(
+    manager: Manager, tmp_path: Path
+) -> None:
+    """The kernel says no more than EINVAL of a filesystem that has them."""
+    image = verified.made(tmp_path / "disk.raw", "ext4", block=1024)
+    with pytest.raises(BackendError, match="one of smaller blocks than the device has"):
+        await manager.add_virtual_disk(
+            image.path, read_only=True, mount=shown(image, filesystem="ext4")
+        )
+
+
 async def test_a_disk_that_can_be_written_is_not_verified(
     shared_vm: Machine, manager: Manager, tmp_path: Path
 ) -> None:

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 _HINTS = {
     errno.ENODEV: "this guest's kernel has no such filesystem",
-    errno.EINVAL: "not such a filesystem, a damaged one, or an option that it does not know",
+    errno.EINVAL: (
+        "not such a filesystem, a damaged one, one of smaller blocks than the device has, or an "
+        "option that it does not know"
+    ),
     errno.EACCES: "the device is read-only, and the mount was to be writable",
     errno.EROFS: "the device is read-only, and the filesystem wants to write to it",
     errno.EBUSY: "in use otherwise, or mounted elsewhere read-only and here not, or the reverse",
