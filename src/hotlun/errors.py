@@ -8,8 +8,10 @@
     ├── GuestPathConflictError      the guest path collides with another guest mount's
     ├── SlotTakenError              the hypervisor says that the slot is somebody else's
     ├── BackendError                a backend refused; `code` and `detail` are the peer's own
-    │   └── WrongKeyError           the encrypted volume does not open with this key
+    │   ├── WrongKeyError           the encrypted volume does not open with this key
+    │   └── VMGoneError             the hypervisor has ended, and every attachment with it
     ├── OutcomeUnknownError         it may or may not have happened
+    ├── JournalError                the journal is somebody else's now, or cannot be read or written
     └── UnsupportedError            this backend or guest cannot do that; nothing was touched
 
 `OutcomeUnknownError` is not a `BackendError`: the Manager undoes what may have
@@ -84,6 +86,14 @@ class BackendError(HotlunError):
 
 class WrongKeyError(BackendError):
     """The guest could not open the encrypted volume with the key that was given."""
+
+
+class VMGoneError(BackendError):
+    """The hypervisor has ended: nothing can be done, and nothing is attached any more."""
+
+
+class JournalError(HotlunError):
+    """The journal is another process's now, or cannot be read or written."""
 
 
 class OutcomeUnknownError(HotlunError):

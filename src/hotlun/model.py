@@ -16,8 +16,10 @@ __all__ = [
     "DiskIdentity",
     "DiskKind",
     "GuestMount",
+    "GuestSurvey",
     "ImageFormat",
     "MountConfig",
+    "Presence",
     "Secret",
     "Slot",
     "Verity",
@@ -140,3 +142,25 @@ class GuestMount:
     def read_only(self) -> bool:
         """Follows the disk."""
         return self.attachment.disk.read_only
+
+
+class Presence(StrEnum):
+    """How much of an attachment the hypervisor has."""
+
+    ABSENT = "absent"
+    PARTIAL = "partial"
+    """Some of it, or all of it and not as it was attached: it can only be undone."""
+    PRESENT = "present"
+
+
+@dataclass(frozen=True, slots=True)
+class GuestSurvey:
+    """What a guest has of the attachments and guest mounts that it was asked for.
+
+    Args:
+        devices: the serials of those attachments whose own disk is at their slot.
+        mounts: those of the guest mounts that are at their path, on their own disk.
+    """
+
+    devices: frozenset[str] = frozenset()
+    mounts: frozenset[GuestMount] = frozenset()

@@ -4,7 +4,8 @@ A call that returns has happened. One that raises `OutcomeUnknownError` may or
 may not have happened. One that raises anything else has *not* happened and
 left nothing behind. The undoing calls (`detach`, `unmount`, `unplug`,
 `revoke_access`) return normally when there is nothing to undo. Backends
-translate foreign errors at their own edge.
+translate foreign errors at their own edge. Where it is certain that the hypervisor has
+ended, a call raises `VMGoneError`.
 
 What is optional is looked up with a default by the functions below, so that
 seven methods stay enough:
@@ -13,6 +14,17 @@ seven methods stay enough:
 * `host.identity(attachment)` - synchronous; the serial and size that the guest is to
   find at the slot, asked before each mount. A guest that can compare does so before
   it touches the disk; None, and nothing is compared.
+* `host.survey(attachments)` - async; how much of each the hypervisor has now, by serial
+  (`Presence`). Changes nothing, and speaks of nothing that was not asked for.
+* `host.plan_grant(disk, vm_id)` - synchronous; what `grant_access` is going to change, as
+  text, for whoever wants to revoke it in another process. Asked before the grant.
+* `host.adopt_grant(disk, vm_id, plan)` - synchronous; that grant has been made, or begun,
+  by an earlier process: `revoke_access` undoes what is there of it.
+* `guest.survey(attachments, mounts)` - async; a `GuestSurvey` of what the guest has now; None
+  if it cannot be asked. Changes nothing.
+* `host.watch(listener)`, `guest.watch(listener)` - synchronous; call `listener(event)` from
+  now on with what happens (`hotlun.events`), in the loop, until the function that is returned
+  is called.
 * `guest.os_type` - `"linux"` or `"windows"`.
 * `guest.controllers` - how many controllers the guest can use (Windows: 1).
 * `guest.check(disk, config, path)` - synchronous; raises `UnsupportedError`
@@ -24,16 +36,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, Protocol, cast, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection, Mapping
 
+    from hotlun.events import Event
     from hotlun.model import (
         Attachment,
         Disk,
         DiskIdentity,
         GuestMount,
+        GuestSurvey,
         MountConfig,
+        Presence,
         Slot,
     )
+
+    Listener = Callable[[Event], None]
 
 OSType = Literal["linux", "windows"]
 
@@ -107,3 +124,42 @@ def check(guest: GuestBackend, disk: Disk, config: MountConfig, path: str) -> No
     refuse = getattr(guest, "check", None)
     if refuse is not None:
         refuse(disk, config, path)
+
+
+async def host_survey(
+    host: HostBackend, attachments: Collection[Attachment]
+) -> Mapping[str, Presence] | None:
+    """How much of each attachment the hypervisor has, by serial; None if it cannot be asked."""
+    ask = getattr(host, "survey", None)
+    return cast("Mapping[str, Presence]", await ask(attachments)) if ask is not None else None
+
+
+async def guest_survey(
+    guest: GuestBackend, attachments: Collection[Attachment], mounts: Collection[GuestMount]
+) -> GuestSurvey | None:
+    """What of these the guest has; None if it cannot be asked."""
+    ask = getattr(guest, "survey", None)
+    return cast("GuestSurvey | None", await ask(attachments, mounts)) if ask is not None else None
+
+
+def watch(backend: HostBackend | GuestBackend, listener: Listener) -> Callable[[], None]:
+    """Hear of what happens there, until the function that is returned is called."""
+    subscribe = getattr(backend, "watch", None)
+    return cast("Callable[[], None]", subscribe(listener)) if subscribe is not None else _nothing
+
+
+def _nothing() -> None:
+    """The end of having heard nothing."""
+
+
+def plan_grant(host: HostBackend, disk: Disk, vm_id: str) -> str:
+    """What a grant is going to change; `""` if the backend needs no telling to revoke it."""
+    ask = getattr(host, "plan_grant", None)
+    return cast("str", ask(disk, vm_id)) if ask is not None else ""
+
+
+def adopt_grant(host: HostBackend, disk: Disk, vm_id: str, plan: str) -> None:
+    """Tell the backend of a grant that an earlier process has made, or begun."""
+    tell = getattr(host, "adopt_grant", None)
+    if tell is not None:
+        tell(disk, vm_id, plan)
