@@ -7,26 +7,32 @@ from hotlun.errors import (
     DiskConflictError,
     GuestPathConflictError,
     HotlunError,
+    JournalError,
     NoAvailableLocationError,
     NotInitializedError,
     OutcomeUnknownError,
     SlotTakenError,
     UnsupportedError,
+    VMGoneError,
     WrongKeyError,
 )
-from hotlun.manager import Manager, Mount
+from hotlun.manager import Manager
 from hotlun.model import (
     Attachment,
     Disk,
     DiskIdentity,
     DiskKind,
     GuestMount,
+    GuestSurvey,
     ImageFormat,
     MountConfig,
+    Presence,
     Secret,
     Slot,
     Verity,
 )
+from hotlun.mount_handle import Mount
+from hotlun.reconciliation import Disagreement, Finding, Resolution
 from hotlun.slots import SlotState, SlotStatus
 
 __all__ = [  # grouped as in the documentation
@@ -36,8 +42,10 @@ __all__ = [  # grouped as in the documentation
     "DiskIdentity",
     "DiskKind",
     "GuestMount",
+    "GuestSurvey",
     "ImageFormat",
     "MountConfig",
+    "Presence",
     "Secret",
     "Slot",
     "SlotState",
@@ -46,6 +54,10 @@ __all__ = [  # grouped as in the documentation
     # what to do with them
     "Manager",
     "Mount",
+    # what was found, and how it was settled
+    "Disagreement",
+    "Finding",
+    "Resolution",
     # what a backend is
     "GuestBackend",
     "HostBackend",
@@ -55,10 +67,12 @@ __all__ = [  # grouped as in the documentation
     "DiskConflictError",
     "GuestPathConflictError",
     "HotlunError",
+    "JournalError",
     "NoAvailableLocationError",
     "NotInitializedError",
     "OutcomeUnknownError",
     "SlotTakenError",
     "UnsupportedError",
+    "VMGoneError",
     "WrongKeyError",
 ]

@@ -23,10 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterator
 
     from hotlun.model import Slot
+    from hotlun.records import Identity
     from hotlun.wants import DiskState, Handle
-
-Identity = tuple[str, int | str, int | str]
-"""What makes two disks the same: a sort of name, and two parts of it."""
 
 _FORMATS: Final = {
     ".raw": ImageFormat.RAW,
@@ -53,7 +51,7 @@ def virtual_disk(
     host_path: str | os.PathLike[str], read_only: bool, image_format: ImageFormat | None
 ) -> DiskRequest:
     """An image file; a format that is not stated follows from the canonical path's suffix."""
-    name, path, identity = _identify(host_path)
+    name, path, identity = identify(host_path)
     stated = None if image_format is None else ImageFormat(image_format)
     resolved = stated or _FORMATS.get(os.path.splitext(path)[1].lower())
     disk = Disk(path, DiskKind.VIRTUAL_DISK, bool(read_only), format=resolved)
@@ -62,7 +60,7 @@ def virtual_disk(
 
 def physical_disk(host_path: str | os.PathLike[str], read_only: bool) -> DiskRequest:
     """A block device of the host."""
-    name, path, identity = _identify(host_path)
+    name, path, identity = identify(host_path)
     return DiskRequest(Disk(path, DiskKind.PHYSICAL_DISK, bool(read_only)), identity, name)
 
 
@@ -78,7 +76,8 @@ def extensible_virtual_disk(host_path: str | os.PathLike[str], read_only: bool) 
     return DiskRequest(disk, ("evd", provider, path), text)
 
 
-def _identify(host_path: str | os.PathLike[str]) -> tuple[str, str, Identity]:
+def identify(host_path: str | os.PathLike[str]) -> tuple[str, str, Identity]:
+    """The path made absolute, the canonical one, and what a disk there is known by."""
     path = os.fspath(host_path)
     if not isinstance(path, str):
         raise TypeError(f"a host path is a str or os.PathLike[str]: {path!r}")
@@ -126,14 +125,13 @@ class AttachmentTable:
     def __init__(self) -> None:
         self._by_identity: dict[Identity, DiskState] = {}
         self._by_path: dict[str, DiskState] = {}
-        self._identities: dict[DiskState, Identity] = {}
 
     def __iter__(self) -> Iterator[DiskState]:
         """Oldest first; the table may change meanwhile."""
-        return iter(list(self._identities))
+        return iter(list(self._by_identity.values()))
 
     def __contains__(self, state: DiskState) -> bool:
-        return state in self._identities
+        return self._by_identity.get(state.identity) is state
 
     def find(self, request: DiskRequest) -> DiskState | None:
         """The state of the disk asked for, or of another one that was attached by this path."""
@@ -150,9 +148,8 @@ class AttachmentTable:
             DiskConflictError: it is not.
         """
         there, asked = state.attachment.disk, request.disk
-        identity = self._identities[state]
         # A path without a file here names no other identity than the one attached by it.
-        if request.identity not in (identity, ("path", there.path, "")):
+        if request.identity not in (state.identity, ("path", there.path, "")):
             conflict = f"{request.name} names another file than the one that is attached"
         elif there.kind != asked.kind:
             conflict = f"it is attached as {there.kind}, not {asked.kind}"
@@ -170,15 +167,14 @@ class AttachmentTable:
             disk=asked,
         )
 
-    def add(self, state: DiskState, request: DiskRequest) -> None:
+    def add(self, state: DiskState) -> None:
         """A new attachment."""
-        self._identities[state] = request.identity
-        self._by_identity[request.identity] = state
-        if not request.disk.provider:
-            self._by_path[request.disk.path] = state
+        self._by_identity[state.identity] = state
+        if not state.attachment.disk.provider:
+            self._by_path[state.attachment.disk.path] = state
 
     def remove(self, state: DiskState) -> None:
         """The attachment is gone with all that hung on it."""
-        del self._by_identity[self._identities.pop(state)]
+        del self._by_identity[state.identity]
         if not state.attachment.disk.provider:
             del self._by_path[state.attachment.disk.path]

@@ -77,7 +77,7 @@ class GuestPaths:
         if pattern.count("%") != 1 or "%d" not in pattern:
             raise ValueError(f"guest_mount_format needs exactly one %d: {pattern!r}")
         self._os_type = os_type
-        self._pattern = normalise(pattern, os_type)
+        self.pattern = normalise(pattern, os_type)
         self._taken: dict[str, int | None] = {}
         """By key; the value is the number it was generated from, if it was."""
         self._above: dict[str, int] = {}
@@ -113,14 +113,14 @@ class GuestPaths:
             for _ in range(len(self._taken) + 1):
                 number = self._lowest_number()
                 skipped.append(number)
-                path = self._pattern % number
+                path = self.pattern % number
                 if not self._collision(path):
                     return path, number
         finally:
             for number in skipped:
                 heapq.heappush(self._returned, number)
         raise GuestPathConflictError(
-            f"no path of the form {self._pattern} fits: {path} {self._collision(path)}; "
+            f"no path of the form {self.pattern} fits: {path} {self._collision(path)}; "
             "state a guest_path, or release that mount first"
         )
 

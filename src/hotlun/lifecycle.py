@@ -62,6 +62,9 @@ def _making_step(disk: DiskState) -> Step | None:
     for handle in adding:
         if handle.mount is not None and handle.mount.allows(Action.MOUNT):
             return Step(Action.MOUNT, handle.mount)
+    for mount in disk.mounts.values():
+        if mount.allows(Action.MOUNT) and mount.is_wanted:  # gone behind our back
+            return Step(Action.MOUNT, mount)
     return None
 
 
@@ -91,6 +94,7 @@ def begin(disk: DiskState, step: Step) -> None:
     """The step is about to be taken: from here on its thing is in teardown, if it undoes."""
     action, thing = step
     disk.current = step
+    disk.steps += 1
     disk.drivers = ()
     if action is Action.GRANT and isinstance(thing, GrantState):
         disk.grants[thing.vm_id] = thing
@@ -155,7 +159,12 @@ def failed(disk: DiskState, step: Step, error: BaseException) -> None:
         disk.vacated = not is_unknown
         fail_adding(disk, list(disk.active), error, None)
     elif action is Action.MOUNT and isinstance(thing, MountState):
-        thing.closing = is_unknown
+        lost = [handle for handle in thing.handles if handle.is_live]
+        for handle in lost:
+            handle.lost = f"{thing.path} was gone from the guest, and could not be made again"
+        if lost:  # their releases undo what may be left of it, as after an unknown outcome
+            thing.fact = Fact.MAYBE
+        thing.closing = is_unknown or bool(lost)
         fail_adding(disk, list(thing.handles), error, thing if is_unknown else None)
     else:
         _fail_undoing(disk, thing, drivers, error)

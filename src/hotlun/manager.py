@@ -2,7 +2,8 @@
 
 Coordination only: what a caller wants is decided here in synchronous
 functions over the tables, what has to be done about it in `lifecycle`, and it
-is done by the `worker`.
+is done by the `worker`. What outlives the process is the `recorder`'s, and what
+others have done to the disks meanwhile is found out by the `reconciler`.
 """
 
 from __future__ import annotations
@@ -11,109 +12,61 @@ import asyncio
 import warnings
 from enum import Enum, auto
 from functools import partial
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
-from hotlun import wants
-from hotlun.attachments import (
-    AttachmentTable,
-    DiskRequest,
-    extensible_virtual_disk,
-    physical_disk,
-    status,
-    unique_names,
-    virtual_disk,
-)
+from hotlun import handover, wants
+from hotlun.attachments import extensible_virtual_disk, physical_disk, virtual_disk
 from hotlun.backends import base
 from hotlun.errors import (
     AlreadyReleasedError,
-    DiskConflictError,
-    NoAvailableLocationError,
+    HotlunError,
+    JournalError,
     NotInitializedError,
+    VMGoneError,
 )
-from hotlun.model import Attachment, Disk, ImageFormat, MountConfig, Slot
+from hotlun.event_streams import EventStreams
+from hotlun.events import ConnectionRestored, GuestReset, VMResumed
+from hotlun.model import MountConfig, Slot
+from hotlun.mount_handle import Mount
 from hotlun.mounts import MountTable
-from hotlun.slots import SlotStatus, SlotTable
-from hotlun.wants import DiskState, Handle, MountState
+from hotlun.owners import Owner
+from hotlun.reconciler import Reconciler
+from hotlun.recorder import Recorder, disk_of
+from hotlun.slots import SlotTable
+from hotlun.tables import Tables
 from hotlun.worker import Worker
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
 
+    from hotlun.attachments import DiskRequest
     from hotlun.backends.base import GuestBackend, HostBackend
-    from hotlun.errors import SlotTakenError
+    from hotlun.event_streams import EventStream
+    from hotlun.events import Event
+    from hotlun.journal import Journal
+    from hotlun.model import ImageFormat, Secret
+    from hotlun.reconciliation import Disagreement
+    from hotlun.records import DiskRecord
+    from hotlun.slots import SlotStatus
+    from hotlun.wants import DiskState, Handle, MountState
+
+__all__ = ["Manager", "Mount"]
 
 
 class _Phase(Enum):
     NEW = auto()
     ENTERING = auto()
     ENTERED = auto()
+    FROZEN = auto()
     LEFT = auto()
 
 
-class Mount:
-    """One caller's share of an attachment and, if one was asked for, of a guest mount.
-
-    Given back with `release()`, or by leaving `async with mount`. The last one
-    out undoes everything.
-    """
-
-    def __init__(self, manager: Manager, handle: Handle, mount_id: str) -> None:
-        attachment = handle.disk.attachment
-        self._manager = manager
-        self._handle = handle
-        self.id: str = mount_id
-        """Unique, in this process and any other."""
-        self.slot: Slot = attachment.slot
-        self.serial: str = attachment.serial
-        """What the guest reads as the disk's SCSI serial."""
-        self.disk: Disk = attachment.disk
-        self.config: MountConfig | None = handle.mount.config if handle.mount else None
-        self.guest_path: str | None = handle.mount.path if handle.mount else None
-        """Where it is mounted inside the guest; None when nothing was mounted."""
-
-    @property
-    def controller(self) -> int:
-        return self.slot.controller
-
-    @property
-    def lun(self) -> int:
-        return self.slot.lun
-
-    async def release(self) -> None:
-        """Give the references back; the last one out unmounts, unplugs, detaches and revokes.
-
-        A release that failed or was cancelled can be called again: it goes on
-        where it stopped.
-
-        Raises:
-            AlreadyReleasedError: there is nothing left to give back.
-            HotlunError: what the backend raised; the Mount keeps its reference.
-        """
-        await self._manager._release(self._handle)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            await self.release()
-        except AlreadyReleasedError:
-            pass
-        except Exception as error:
-            if exc is None:
-                raise
-            exc.add_note(f"then, releasing {self!r}: {error}")
-
-    def __repr__(self) -> str:
-        where = f" mounted at {self.guest_path}" if self.guest_path else ""
-        return f"<Mount {self.id}: {self.disk} at slot {self.slot}{where}>"
+_NOT_OPEN = {
+    _Phase.LEFT: "the Manager has been left: make and enter another one",
+    _Phase.FROZEN: "the Manager has been saved: thaw() it, or go on where it is restored",
+}
 
 
 class Manager:
@@ -127,6 +80,8 @@ class Manager:
         guest_mount_format: for generated guest paths, with exactly one `%d`; the
             default is `/run/mounts/scsi/m%d`, or `c:\\mounts\\scsi\\m%d` in Windows.
         reserved_slots: given out to nobody, and never detached.
+        journal: where what is attached and mounted is written down, so that it outlives this
+            process; None, and leaving releases everything.
 
     Raises:
         TypeError: an argument is of the wrong type.
@@ -142,6 +97,7 @@ class Manager:
         luns_per_controller: int = 64,
         guest_mount_format: str | None = None,
         reserved_slots: Iterable[Slot] = (),
+        journal: Journal | None = None,
     ) -> None:
         if not isinstance(host, base.HostBackend):
             raise TypeError(f"host is no HostBackend: {host!r}")
@@ -154,34 +110,129 @@ class Manager:
                 raise ValueError(f"a VM without {name} has no slots: {count}")
         self._host = host
         self._guest = guest
-        self._slots = SlotTable(controllers, luns_per_controller, base.usable_controllers(guest))
+        slots = SlotTable(controllers, luns_per_controller, base.usable_controllers(guest))
         for slot in (reserved := list(reserved_slots)):
             if not isinstance(slot, Slot):
                 raise TypeError(f"a reserved slot is a Slot: {slot!r}")
-            if slot not in self._slots:
+            if slot not in slots:
                 raise ValueError(f"the VM has no slot {slot} to reserve")
-        self._slots.reserve(reserved, "reserved by the caller")
-        self._attachments = AttachmentTable()
-        self._guest_mounts = MountTable(guest_mount_format, base.os_type(guest))
-        self._worker = Worker(host, guest, settle=self._settle, relocate=self._relocate)
+        slots.reserve(reserved, "reserved by the caller")
+        guest_mounts = MountTable(guest_mount_format, base.os_type(guest))
+        self._tables = Tables(slots, guest_mounts, partial(base.check, guest))
+        self._recorder = Recorder(journal)
+        self._survives = journal is not None
+        """Whether what is live when the Manager is left stays so."""
+        self._worker = Worker(
+            host,
+            guest,
+            settle=self._tables.settle,
+            relocate=self._tables.relocate,
+            record=self._recorder.write,
+            rested=self._rested,
+        )
+        self._events = EventStreams()
+        self._reconciler = Reconciler(
+            host, guest, self._tables.disks, self._worker, self._events.tell
+        )
         self._phase = _Phase.NEW
-        self._mounts: dict[Handle, Mount] = {}
-        self._names = unique_names()
+        self._brought: tuple[DiskRecord, ...] = ()
+        """What another host's Manager has saved."""
+        self._unwatch: list[Callable[[], None]] = []
+
+    @classmethod
+    def restore(
+        cls,
+        document: Mapping[str, Any],
+        host: HostBackend,
+        guest: GuestBackend,
+        *,
+        paths: Mapping[str, str] | None = None,
+        **arguments: Any,
+    ) -> Self:
+        """A Manager that goes on where another one was saved; to be entered, as any.
+
+        Args:
+            document: what `save()` returned.
+            host: connected to the hypervisor that the VM has moved to.
+            guest: connected to the agent in it.
+            paths: from paths of disks there to paths here: of a disk, or of a folder that
+                it lies below.
+            arguments: as for `Manager`; a journal has to be empty.
+
+        Raises:
+            ValueError: it is no such document, or one of a newer hotlun.
+        """
+        brought = handover.read(document, paths or {})
+        manager = cls(host, guest, **{**handover.arguments(document), **arguments})
+        manager._brought = brought
+        return manager
 
     # --- Entering and leaving ---
 
     async def __aenter__(self) -> Self:
+        """Take up what the journal has, look what has become of it, and settle that.
+
+        Raises:
+            NotInitializedError: it was entered before.
+            JournalError: the journal is another process's, or cannot be read.
+            HotlunError: the hypervisor does not answer.
+        """
         if self._phase is not _Phase.NEW:
             raise NotInitializedError("a Manager is entered once: make another one")
         self._phase = _Phase.ENTERING
         try:
-            taken = await base.occupied(self._host)
+            disks = [disk_of(record) for record in self._records()]
+            taken = set(await base.occupied(self._host))
+            seen = await self._reconciler.look(disks)
+            self._take_up(disks)
         except BaseException:
             self._phase = _Phase.NEW
+            self._recorder.close()
             raise
-        self._slots.reserve(taken, "a disk of the VM's own")
+        own = {disk.slot for disk in disks}
+        self._tables.slots.reserve(
+            (slot for slot in taken if slot not in own), "a disk of the VM's own"
+        )
         self._phase = _Phase.ENTERED
+        self._unwatch = [base.watch(side, self._heard) for side in (self._host, self._guest)]
+        try:
+            await self._reconciler.settle(disks, seen)
+        except BaseException:  # nobody is going to leave it
+            self._stop_adding()
+            self._halt()
+            raise
+        self._reconciler.start()
         return self
+
+    def _records(self) -> tuple[DiskRecord, ...]:
+        records = self._recorder.open()
+        if records and self._brought:
+            raise JournalError(
+                "the journal holds disks already, and what was saved cannot be added to them: "
+                "give an empty one",
+                operation="restore",
+            )
+        for record in records or self._brought:
+            if record.slot not in self._tables.slots:
+                raise HotlunError(
+                    f"{record.disk} is at slot {record.slot}, which this Manager does not have: "
+                    "give it as many controllers and LUNs as the one before it had",
+                    slot=record.slot,
+                    disk=record.disk,
+                )
+        return records or self._brought
+
+    def _take_up(self, disks: Iterable[DiskState]) -> None:
+        """Go on with what an earlier Manager had."""
+        for handle in self._tables.take_up(disks):
+            self._tables.mounts[handle] = Mount(handle, self._release)
+        for disk in disks:
+            for grant in disk.grants.values():
+                base.adopt_grant(self._host, disk.attachment.disk, grant.vm_id, grant.plan)
+            if self._brought:
+                self._recorder.write(disk)
+            else:
+                self._recorder.adopt(disk)
 
     async def __aexit__(
         self,
@@ -189,9 +240,13 @@ class Manager:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        is_handed_over = self._phase is _Phase.FROZEN
         self._stop_adding()
         try:
-            await self.release_all()
+            await self._reconciler.stop()
+            if is_handed_over:
+                return
+            await self._let_go(() if self._survives else list(self._tables.mounts))
         except asyncio.CancelledError:
             self._halt()
             raise
@@ -200,15 +255,17 @@ class Manager:
                 raise
             for error in group.exceptions:
                 exc.add_note(f"then, leaving the Manager: {error}")
+        finally:
+            self._end()
 
-    def _stop_adding(self) -> None:
-        self._phase = _Phase.LEFT
-        for disk in self._attachments:
+    def _stop_adding(self, phase: _Phase = _Phase.LEFT) -> None:
+        self._phase = phase
+        for disk in self._tables.disks:
             for waiter in disk.waiters:
                 if waiter.is_adding and not waiter.answer.done():
                     waiter.answer.set_exception(self._not_open())
             for handle in list(disk.handles):
-                if handle not in self._mounts:
+                if handle not in self._tables.mounts:
                     if not handle.answer.done():
                         handle.answer.set_exception(self._not_open())
                     wants.drop(handle)
@@ -216,10 +273,10 @@ class Manager:
 
     def _halt(self) -> None:
         remaining = []
-        for disk in self._attachments:
+        for disk in self._tables.disks:
             wants.halt(disk)
             self._worker.wake(disk)
-            if not disk.is_gone:
+            if not disk.is_gone and not (self._survives and disk.handles):
                 remaining.append(f"{disk.attachment.disk} at slot {disk.attachment.slot}")
         if remaining:
             warnings.warn(
@@ -229,11 +286,18 @@ class Manager:
                 stacklevel=3,
                 source=self,
             )
+        self._end()
+
+    def _end(self) -> None:
+        """Nobody is told anything more, and the journal is another one's to take."""
+        while self._unwatch:
+            self._unwatch.pop()()
+        self._events.end()
+        self._worker.when_idle(self._recorder.close)
 
     def _not_open(self) -> NotInitializedError:
-        if self._phase is _Phase.LEFT:
-            return NotInitializedError("the Manager has been left: make and enter another one")
-        return NotInitializedError("the Manager has not been entered: use `async with`")
+        words = _NOT_OPEN.get(self._phase, "the Manager has not been entered: use `async with`")
+        return NotInitializedError(words)
 
     # --- Adding ---
 
@@ -246,6 +310,7 @@ class Manager:
         guest_path: str = "",
         mount: MountConfig | None = None,
         format: ImageFormat | None = None,  # noqa: A002 - the contract's name
+        owner: str = "",
     ) -> Mount:
         """Attach an image file and, if asked for, mount it.
 
@@ -256,6 +321,8 @@ class Manager:
             guest_path: where to mount it; generated if empty.
             mount: how to mount it; None attaches without mounting.
             format: the image's; if None it follows from the suffix.
+            owner: whom it is held for, for `release_owner`: any text, `pid:` for this
+                process or `pid:NUMBER` for another.
 
         Raises:
             ValueError: an argument contradicts another, or can never be right.
@@ -264,10 +331,11 @@ class Manager:
             GuestPathConflictError: the path collides with another guest mount's.
             NoAvailableLocationError: every slot is taken.
             UnsupportedError: the backend or guest cannot do it.
+            JournalError: it cannot be written down, and so it is not done, or undone.
             HotlunError: what the backend raised; whatever was done is undone.
         """
         ask = partial(virtual_disk, host_path, read_only, format)
-        return await self._add(ask, vm_id, guest_path, mount)
+        return await self._add(ask, vm_id, guest_path, mount, owner)
 
     async def add_physical_disk(
         self,
@@ -277,10 +345,11 @@ class Manager:
         vm_id: str = "",
         guest_path: str = "",
         mount: MountConfig | None = None,
+        owner: str = "",
     ) -> Mount:
         """Attach a block device of the host; otherwise as `add_virtual_disk`."""
         ask = partial(physical_disk, host_path, read_only)
-        return await self._add(ask, vm_id, guest_path, mount)
+        return await self._add(ask, vm_id, guest_path, mount, owner)
 
     async def add_extensible_virtual_disk(
         self,
@@ -289,10 +358,11 @@ class Manager:
         read_only: bool = False,
         guest_path: str = "",
         mount: MountConfig | None = None,
+        owner: str = "",
     ) -> Mount:
         """Attach `evd://<provider>/<path>`; otherwise as `add_virtual_disk`."""
         ask = partial(extensible_virtual_disk, host_path, read_only)
-        return await self._add(ask, "", guest_path, mount)
+        return await self._add(ask, "", guest_path, mount, owner)
 
     async def _add(
         self,
@@ -300,6 +370,7 @@ class Manager:
         vm_id: str,
         guest_path: str,
         config: MountConfig | None,
+        owner: str,
     ) -> Mount:
         if config is not None and not isinstance(config, MountConfig):
             raise TypeError(f"mount is a MountConfig or None: {config!r}")
@@ -307,13 +378,16 @@ class Manager:
             raise TypeError(f"vm_id is a string: {vm_id!r}")
         if guest_path and config is None:
             raise ValueError("guest_path is for a mount: give mount as well")
-        path = self._guest_mounts.normalise(guest_path) if guest_path else ""
+        path = self._tables.guest_mounts.normalise(guest_path) if guest_path else ""
+        holder = Owner.named(owner)
+        if self._phase is _Phase.ENTERED and config is not None and config.key is not None:
+            await self._seal(config.key)
         while True:
             if self._phase is not _Phase.ENTERED:
                 raise self._not_open()
             answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             # Identified anew each time: after a wait the path may name another file.
-            disk, handle = self._decide(ask(), vm_id, path, config, answer)
+            disk, handle = self._tables.decide(ask(), vm_id, path, config, answer, holder)
             try:
                 await self._answered(disk, answer)
             except asyncio.CancelledError:
@@ -323,6 +397,11 @@ class Manager:
                 raise
             if handle is not None:
                 return self._publish(handle)
+
+    async def _seal(self, key: Secret) -> None:
+        """Have a key's seal worked out before it is needed: that takes too long for a loop."""
+        if self._survives or self._brought:
+            await asyncio.to_thread(key.seal, self._recorder.salt)
 
     async def _answered(self, disk: DiskState, answer: asyncio.Future[None]) -> None:
         """Have the worker look at a disk whose wants changed, and wait for the answer."""
@@ -335,76 +414,27 @@ class Manager:
             self._worker.wake(disk)
             raise
 
-    def _decide(
-        self,
-        request: DiskRequest,
-        vm_id: str,
-        path: str,
-        config: MountConfig | None,
-        answer: asyncio.Future[None],
-    ) -> tuple[DiskState, Handle | None]:
-        """Join what is there or begin anew; without a handle, wait for a teardown and ask again."""
-        disk = self._find(request)
-        if disk is None:
-            mount = self._plan(request.disk, path, config)
-            disk = self._begin(request, mount)
-            return disk, wants.join(disk, mount, vm_id, answer)
-        if self._has_to_go(disk, request):
-            wants.wait_for(disk, disk, answer, is_adding=True)
-            return disk, None
-        wants.retry_orphans(disk)
-        mount = self._guest_mounts.find(disk, config) if config is not None else None
-        if mount is not None and (mount.closing or mount.config != config):
-            wants.wait_for(mount, disk, answer, is_adding=True)
-            return disk, None
-        if mount is None:
-            mount = self._plan(disk.attachment.disk, path, config)
-        return disk, wants.join(disk, mount, vm_id, answer)
-
-    def _find(self, request: DiskRequest) -> DiskState | None:
-        while (disk := self._attachments.find(request)) is not None:
-            self._settle(disk)  # a caller that was cancelled may not have had its turn yet
-            if not disk.is_gone:
-                break
-        return disk
-
-    def _has_to_go(self, disk: DiskState, request: DiskRequest) -> bool:
-        """Whether the disk is, or will be, in teardown, and cannot be shared before it is over."""
-        if disk.closing:
-            return True
-        try:
-            self._attachments.check_sharing(disk, request)
-        except DiskConflictError:
-            if disk.handles:
-                raise
-            return True
-        return False
-
-    def _plan(self, disk: Disk, path: str, config: MountConfig | None) -> MountState | None:
-        if config is None:
-            return None
-        return self._guest_mounts.plan(disk, config, path, partial(base.check, self._guest))
-
-    def _begin(self, request: DiskRequest, mount: MountState | None) -> DiskState:
-        try:
-            slot = self._slots.take()
-        except NoAvailableLocationError:
-            if mount is not None:
-                self._guest_mounts.remove(mount)
-            raise
-        disk = DiskState(Attachment(slot, request.disk, next(self._names)))
-        self._attachments.add(disk, request)
-        return disk
-
     def _publish(self, handle: Handle) -> Mount:
         if handle.is_gone:  # the Manager was left before the caller had its turn
             raise self._not_open()
-        mount = self._mounts[handle] = Mount(self, handle, next(self._names))
+        self._tables.name(handle)
+        try:
+            self._recorder.write(handle.disk)
+        except JournalError:  # a holder that is not written down would hold nothing tomorrow
+            wants.drop(handle)
+            self._worker.wake(handle.disk)
+            raise
+        mount = self._tables.mounts[handle] = Mount(handle, self._release)
         return mount
 
     # --- Releasing ---
 
     async def _release(self, handle: Handle) -> None:
+        if self._phase is _Phase.FROZEN or (self._survives and self._phase is _Phase.LEFT):
+            raise self._not_open()
+        await self._give_back(handle)
+
+    async def _give_back(self, handle: Handle) -> None:
         while handle.is_releasing:  # somebody else is at it
             await asyncio.wait([cast("asyncio.Future[None]", handle.answer)])
         if handle.is_gone:
@@ -424,39 +454,92 @@ class Manager:
         """
         if self._phase in (_Phase.NEW, _Phase.ENTERING):
             raise self._not_open()
-        handles = list(self._mounts)
-        orphans = list(self._orphans())
+        await self._let_go(list(self._tables.mounts))
+
+    async def release_owner(self, owner: str) -> None:
+        """Release every Mount that is held for this owner; one that has none of them is fine.
+
+        Args:
+            owner: as it was given when they were added, or as `Mount.owner` has it.
+
+        Raises:
+            NotInitializedError: the Manager has not been entered, or was left.
+            ExceptionGroup: what failed, after everything was tried.
+        """
+        if self._phase is not _Phase.ENTERED:
+            raise self._not_open()
         outcomes = await asyncio.gather(
-            *(self._release(handle) for handle in handles),
+            *(
+                self._release(handle)
+                for handle in self._tables.mounts
+                if handle.owner.name == owner
+            ),
+            return_exceptions=True,
+        )
+        _raise_all(outcomes, f"not all of {owner!r} could be released: release_owner() again")
+
+    @property
+    def dead_owners(self) -> tuple[str, ...]:
+        """The owners that are processes, hold something, and have ended: `release_owner` them."""
+        owners = dict.fromkeys(handle.owner for handle in self._tables.mounts)
+        return tuple(owner.name for owner in owners if owner.is_dead)
+
+    async def forget(self, *, force: bool = False) -> None:
+        """Drop everything, when the VM is gone or has moved: nobody is asked to undo anything.
+
+        What was granted is revoked, unless the Manager was saved: then it was handed over.
+
+        Args:
+            force: do not ask first whether the VM is gone.
+
+        Raises:
+            NotInitializedError: the Manager has not been entered, or was left.
+            HotlunError: the VM still runs, or a grant could not be revoked.
+        """
+        if self._phase not in (_Phase.ENTERED, _Phase.FROZEN):
+            raise self._not_open()
+        is_handed_over = self._phase is _Phase.FROZEN
+        if not (force or is_handed_over):
+            await self._check_gone()
+        await self._worker.idle()
+        for disk in self._tables.disks:
+            if is_handed_over:
+                disk.grants.clear()
+            wants.forget(disk, "the VM is gone")
+            self._worker.wake(disk)
+        await self._let_go(())
+
+    async def _check_gone(self) -> None:
+        try:
+            await base.host_survey(self._host, ())
+        except VMGoneError:
+            return
+        raise HotlunError("the VM still runs, or nobody can tell: release_all(), or force it")
+
+    async def _let_go(self, handles: Iterable[Handle]) -> None:
+        """Release these, and undo what nobody owns; wait for what is under way."""
+        orphans = list(self._tables.orphans())
+        outcomes = await asyncio.gather(
+            *(self._give_back(handle) for handle in handles),
             *(self._finish(thing, disk) for thing, disk in orphans),
             return_exceptions=True,
         )
         tried = {thing for thing, _ in orphans}
         outcomes += await asyncio.gather(  # what came to have no owner meanwhile
-            *(self._finish(thing, disk) for thing, disk in self._orphans() if thing not in tried),
+            *(
+                self._finish(thing, disk)
+                for thing, disk in self._tables.orphans()
+                if thing not in tried
+            ),
             return_exceptions=True,
         )
-        errors = [
-            error
-            for error in outcomes
-            if isinstance(error, Exception) and not isinstance(error, AlreadyReleasedError)
-        ]
-        if errors:
-            raise ExceptionGroup(
-                "not everything could be released: slots() tells what is left, "
-                "and release_all() can be called again",
-                errors,
-            )
-
-    def _orphans(self) -> Iterator[tuple[DiskState | MountState, DiskState]]:
-        """What nobody owns, and the disk that it belongs to."""
-        for disk in self._attachments:
-            if not disk.handles:
-                yield disk, disk
-            elif disk.handles.keys().isdisjoint(self._mounts):
-                continue  # an add's own business
-            else:
-                yield from ((m, disk) for m in disk.mounts.values() if not m.handles)
+        if self._survives:
+            await self._worker.idle()
+        _raise_all(
+            outcomes,
+            "not everything could be released: slots() tells what is left, "
+            "and release_all() can be called again",
+        )
 
     async def _finish(self, thing: DiskState | MountState, disk: DiskState) -> None:
         """Undo what nobody owns, unless somebody comes to own it meanwhile."""
@@ -464,47 +547,104 @@ class Manager:
         wants.wait_for(thing, disk, answer)
         await self._answered(disk, answer)
 
+    # --- What others do to the disks ---
+
+    async def reconcile(self) -> tuple[Disagreement, ...]:
+        """Ask hypervisor and guest what they have, and settle what disagrees.
+
+        This also happens on entering, and by itself when a connection is back or as long
+        as something is unresolved.
+
+        Raises:
+            NotInitializedError: the Manager has not been entered, or was left.
+            HotlunError: the hypervisor does not answer.
+        """
+        if self._phase is not _Phase.ENTERED:
+            raise self._not_open()
+        return await self._reconciler.reconcile()
+
+    def events(self) -> EventStream:
+        """What happens from now on to the VM and its disks; an async iterator.
+
+        It ends when the Manager is left. Who is slow misses the oldest of more than a
+        thousand events, and is told so.
+        """
+        return self._events.open()
+
+    def _heard(self, event: Event) -> None:
+        self._events.tell(event)
+        if isinstance(event, (ConnectionRestored, GuestReset, VMResumed)):
+            self._reconciler.hurry()
+
+    # --- Moving to another host ---
+
+    async def save(self) -> dict[str, Any]:
+        """Freeze, and say in a document all that a Manager on another host has to know.
+
+        For a live migration: save, migrate the VM, then `Manager.restore` over there, and
+        `forget()` here. Nothing can be added or released in between. If the VM stays,
+        `thaw()`. Leaving a Manager that is frozen releases nothing.
+
+        Returns:
+            What JSON can hold. Keys are in it as digests only.
+
+        Raises:
+            NotInitializedError: the Manager has not been entered, or was left.
+        """
+        if self._phase is not _Phase.ENTERED:
+            raise self._not_open()
+        self._stop_adding(_Phase.FROZEN)
+        try:
+            await self._reconciler.stop()
+            await self._worker.idle()
+            await handover.seal(self._tables, self._recorder.salt)
+        except BaseException:
+            self.thaw()
+            raise
+        return handover.written(self._tables, self._recorder.salt)
+
+    def thaw(self) -> None:
+        """Go on after all: the VM has not moved.
+
+        Raises:
+            NotInitializedError: the Manager is not frozen.
+        """
+        if self._phase is not _Phase.FROZEN:
+            raise NotInitializedError("the Manager is not frozen: there is nothing to thaw")
+        self._phase = _Phase.ENTERED
+        self._reconciler.start()
+
     # --- Snapshots ---
 
     @property
     def mounts(self) -> tuple[Mount, ...]:
         """The live Mounts, oldest first."""
-        return tuple(self._mounts.values())
+        return tuple(self._tables.mounts.values())
 
     def slots(self) -> tuple[SlotStatus, ...]:
         """A snapshot of every slot, in order."""
-        disks = {disk.slot: disk for disk in self._attachments if disk.slot is not None}
-        return tuple(
-            status(slot, disks[slot], self._mounts) if slot in disks else self._slots.status(slot)
-            for slot in self._slots
-        )
+        return self._tables.statuses()
 
-    # --- Keeping the tables, for the worker ---
+    # --- For the worker ---
 
-    def _settle(self, disk: DiskState) -> None:
-        """Answer the wants on a disk, and give back what it holds no more."""
-        wants.settle(disk)
-        while disk.unmounted:
-            self._guest_mounts.remove(disk.unmounted.pop())
-        while disk.left:
-            self._mounts.pop(disk.left.pop(), None)
-        if disk.vacated and disk.slot is not None:
-            self._slots.give_back(disk.slot)
-            disk.slot = None
-        if disk.is_gone and disk in self._attachments:
-            self._attachments.remove(disk)
+    def _rested(self, disk: DiskState) -> None:
+        """The worker has no step to take for the disk."""
+        self._recorder.write_late(disk)
+        self._reconciler.rested(disk)
 
-    def _relocate(self, disk: DiskState, error: SlotTakenError) -> None:
-        """Another slot for a disk whose slot somebody else has.
 
-        Raises:
-            NoAvailableLocationError: there is none.
-        """
-        attachment = disk.attachment
-        self._slots.reserve([attachment.slot], f"found taken: {error}")
-        disk.slot = None
-        try:
-            disk.slot = self._slots.take()
-        except NoAvailableLocationError as nowhere:
-            raise nowhere from error
-        disk.attachment = Attachment(disk.slot, attachment.disk, next(self._names))
+def _raise_all(outcomes: Iterable[object], message: str) -> None:
+    """All errors together; of a VM that is gone one is enough.
+
+    Raises:
+        ExceptionGroup: if there are any.
+    """
+    errors = [
+        error
+        for error in outcomes
+        if isinstance(error, Exception) and not isinstance(error, AlreadyReleasedError)
+    ]
+    gone = [error for error in errors if isinstance(error, VMGoneError)]
+    errors = [error for error in errors if error not in gone[1:]]
+    if errors:
+        raise ExceptionGroup(message, errors)

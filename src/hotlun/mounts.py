@@ -33,6 +33,11 @@ class MountTable:
     def __init__(self, pattern: str | None, os_type: OSType) -> None:
         self._paths = GuestPaths(pattern, os_type)
 
+    @property
+    def pattern(self) -> str:
+        """For generated guest paths."""
+        return self._paths.pattern
+
     def normalise(self, path: str) -> str:
         """The one spelling of a guest path.
 
@@ -104,6 +109,10 @@ class MountTable:
         check(disk, config, path)
         self._paths.take(path, number)
         return MountState(config, path)
+
+    def add(self, mount: MountState) -> None:
+        """A guest mount of before, at the path that it has."""
+        self._paths.take(mount.path)
 
     def remove(self, mount: MountState) -> None:
         """The guest mount is gone; its path is free."""

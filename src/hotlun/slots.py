@@ -51,8 +51,8 @@ class SlotTable:
     """
 
     def __init__(self, controllers: int, luns: int, usable_controllers: int | None = None) -> None:
-        self._controllers = controllers
-        self._luns = luns
+        self.controllers = controllers
+        self.luns = luns
         usable = controllers if usable_controllers is None else usable_controllers
         self._end = min(controllers, usable) * luns
         self._fresh = 0
@@ -60,12 +60,14 @@ class SlotTable:
         self._returned: list[int] = []
         """A heap of the indices given back."""
         self._reserved: dict[int, str] = {}
+        self._claimed: set[int] = set()
+        """Given to whoever named them, out of turn."""
 
     def __iter__(self) -> Iterator[Slot]:
-        return (Slot(*divmod(i, self._luns)) for i in range(self._controllers * self._luns))
+        return (Slot(*divmod(i, self.luns)) for i in range(self.controllers * self.luns))
 
     def __contains__(self, slot: Slot) -> bool:
-        return slot.controller < self._controllers and slot.lun < self._luns
+        return slot.controller < self.controllers and slot.lun < self.luns
 
     def reserve(self, slots: Iterable[Slot], reason: str) -> None:
         """Give these out to nobody, ever. Slots that the table does not have are ignored."""
@@ -89,21 +91,31 @@ class SlotTable:
         """
         while self._returned:
             index = heapq.heappop(self._returned)
-            if index not in self._reserved:
-                return Slot(*divmod(index, self._luns))
+            if self._is_to_be_had(index):
+                return Slot(*divmod(index, self.luns))
         while self._fresh < self._end:
             index = self._fresh
             self._fresh += 1
-            if index not in self._reserved:
-                return Slot(*divmod(index, self._luns))
+            if self._is_to_be_had(index):
+                return Slot(*divmod(index, self.luns))
         raise NoAvailableLocationError(
             f"all {self._end} slots that the guest can use are taken, reserved or quarantined: "
             "release a disk, or start the VM with more controllers"
         )
 
+    def claim(self, slot: Slot) -> None:
+        """This slot, which a disk of before holds; reserved or not."""
+        self._claimed.add(self._index(slot))
+
     def give_back(self, slot: Slot) -> None:
         """The slot is free again."""
-        heapq.heappush(self._returned, self._index(slot))
+        index = self._index(slot)
+        self._claimed.discard(index)
+        if index < self._fresh:  # else its turn is yet to come
+            heapq.heappush(self._returned, index)
+
+    def _is_to_be_had(self, index: int) -> bool:
+        return index not in self._reserved and index not in self._claimed
 
     def _index(self, slot: Slot) -> int:
-        return slot.controller * self._luns + slot.lun
+        return slot.controller * self.luns + slot.lun

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Protocol
 
 from hotlun.errors import BackendError
 from hotlun.facts import Fact, Kind, Thing
+from hotlun.owners import NOBODY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from hotlun.facts import Step
     from hotlun.model import Attachment, MountConfig, Slot
+    from hotlun.owners import Owner
+    from hotlun.records import Identity
 
 
 class Answer(Protocol):
@@ -29,14 +32,32 @@ class Answer(Protocol):
     def set_exception(self, exception: BaseException, /) -> None: ...
 
 
+class _Answered:
+    """Where nobody waits."""
+
+    def done(self) -> bool:
+        return True
+
+    def set_result(self, result: None, /) -> None:
+        """Nobody hears it."""
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Nobody hears it."""
+
+
+_ANSWERED = _Answered()
+
+
 class GrantState(Thing):
     """The access of one VM to the disk."""
 
-    __slots__ = ("vm_id",)
+    __slots__ = ("plan", "vm_id")
 
     def __init__(self, vm_id: str) -> None:
         super().__init__(Kind.GRANT)
         self.vm_id = vm_id
+        self.plan = ""
+        """What it changes, in the host backend's own words."""
 
 
 class MountState(Thing):
@@ -49,6 +70,11 @@ class MountState(Thing):
         self.config = config
         self.path = path
         self.handles: dict[Handle, None] = {}
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a Mount holds it: if it is not there, it has to be made again."""
+        return not self.closing and any(h.is_live and not h.is_releasing for h in self.handles)
 
 
 class DiskState(Thing):
@@ -66,19 +92,23 @@ class DiskState(Thing):
         "failures",
         "grants",
         "handles",
+        "identity",
         "is_gone",
         "left",
         "mounts",
         "slot",
+        "steps",
         "unmounted",
         "vacated",
         "waiters",
         "working",
     )
 
-    def __init__(self, attachment: Attachment) -> None:
+    def __init__(self, attachment: Attachment, identity: Identity) -> None:
         super().__init__(Kind.ATTACHMENT)
         self.attachment = attachment
+        self.identity = identity
+        """What the disk is known by."""
         self.slot: Slot | None = attachment.slot
         """The slot it holds; None when the slot is given back."""
         self.grants: dict[str, GrantState] = {}
@@ -89,6 +119,8 @@ class DiskState(Thing):
         self.waiters: list[Waiter] = []
         self.failures: list[Failure] = []
         self.current: Step | None = None
+        self.steps = 0
+        """How many were begun: whether what was seen of the disk is of now."""
         self.drivers: tuple[Handle | Waiter, ...] = ()
         """Who gets the error if the current step fails; nobody owns it if empty."""
         self.working = False
@@ -102,18 +134,52 @@ class DiskState(Thing):
 class Handle:
     """One holder of references: an add that is under way, or the Mount it became."""
 
-    __slots__ = ("answer", "disk", "is_gone", "is_live", "mount", "vm_id")
+    __slots__ = (
+        "answer", "disk", "id", "is_gone", "is_live", "lost", "mount", "number", "owner", "vm_id"
+    )  # fmt: skip
 
     def __init__(
-        self, disk: DiskState, mount: MountState | None, vm_id: str, answer: Answer
+        self,
+        disk: DiskState,
+        mount: MountState | None,
+        vm_id: str,
+        answer: Answer,
+        owner: Owner = NOBODY,
     ) -> None:
         self.disk = disk
         self.mount = mount
         self.vm_id = vm_id
         self.answer = answer
         """Of the add, or of the last release; once it is done, nobody waits."""
+        self.owner = owner
+        self.id = ""
+        """The Mount's, once there is one."""
+        self.number = 0
+        """Older Mounts have lower ones."""
+        self.lost = ""
+        """Why what it holds is not there any more."""
         self.is_live = False
         self.is_gone = False
+
+    @classmethod
+    def restored(
+        cls,
+        disk: DiskState,
+        mount: MountState | None,
+        name: str,
+        *,
+        number: int,
+        owner: Owner,
+        lost: str,
+    ) -> Handle:
+        """A live Mount of an earlier process."""
+        handle = cls(disk, mount, "", _ANSWERED, owner)
+        handle.id, handle.number, handle.lost = name, number, lost
+        handle.is_live = True
+        disk.handles[handle] = None
+        if mount is not None:
+            mount.handles[handle] = None
+        return handle
 
     @property
     def is_releasing(self) -> bool:
@@ -143,9 +209,15 @@ class Failure:
         self.mount = mount
 
 
-def join(disk: DiskState, mount: MountState | None, vm_id: str, answer: Answer) -> Handle:
+def join(
+    disk: DiskState,
+    mount: MountState | None,
+    vm_id: str,
+    answer: Answer,
+    owner: Owner = NOBODY,
+) -> Handle:
     """Register an add on the disk: a reference on the attachment and one on the guest mount."""
-    handle = Handle(disk, mount, vm_id, answer)
+    handle = Handle(disk, mount, vm_id, answer, owner)
     disk.handles[handle] = None
     disk.active[handle] = None
     if mount is not None:
@@ -179,10 +251,26 @@ def drop(handle: Handle) -> None:
     disk.left.append(handle)
 
 
+def forget(disk: DiskState, reason: str) -> None:
+    """Nothing is attached or mounted any more, and nobody holds it; grants are yet to revoke."""
+    disk.fact, disk.closing = Fact.NO, True
+    for handle in list(disk.handles):
+        handle.lost = handle.lost or reason
+        complete(handle)
+    for mount in list(disk.mounts.values()):
+        forget_mount(disk, mount)
+
+
 def retry_orphans(disk: DiskState) -> None:
     """Let the clean-up of guest mounts that nobody owns be tried once more."""
     for mount in disk.mounts.values():
         mount.stalled = False
+
+
+def retry(disk: DiskState) -> None:
+    """Let what nobody owns be undone once more."""
+    disk.stalled = False
+    retry_orphans(disk)
 
 
 def halt(disk: DiskState) -> None:
@@ -236,7 +324,8 @@ def _settle_handles(disk: DiskState) -> None:
                 del disk.active[handle]
                 _resolve(handle.answer)
             continue
-        if mount is not None and len(mount.handles) > 1:
+        # A mount that is not there is to be made again for who keeps it, and for nobody else.
+        if mount is not None and (len(mount.handles) > 1 or mount.fact is Fact.NO):
             del mount.handles[handle]
             handle.mount = mount = None
         if mount is None and len(disk.handles) > 1:
@@ -266,7 +355,7 @@ def forget_mount(disk: DiskState, mount: MountState) -> None:
 def has_work(disk: DiskState) -> bool:
     """Whether there may be a step to take; no more than a hint, and quickly told."""
     return bool(disk.active or disk.waiters or not disk.handles) or any(
-        not mount.handles for mount in disk.mounts.values()
+        not mount.handles or mount.fact is Fact.NO for mount in disk.mounts.values()
     )
 
 

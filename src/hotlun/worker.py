@@ -19,7 +19,7 @@ from hotlun.model import GuestMount
 from hotlun.wants import DiskState, GrantState, MountState, halt, has_work
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
 
     from hotlun.backends.base import GuestBackend, HostBackend
 
@@ -33,6 +33,9 @@ class Worker:
         settle: answers the wants on a disk and keeps the manager's tables.
         relocate: finds another slot for a disk whose slot turned out taken;
             raises `NoAvailableLocationError` when there is none.
+        record: is told of each step before it is taken, and of how the one before went;
+            raises `JournalError` if the step must not be taken.
+        rested: no step is to be taken for the disk for now.
     """
 
     def __init__(
@@ -42,12 +45,17 @@ class Worker:
         *,
         settle: Callable[[DiskState], None],
         relocate: Callable[[DiskState, SlotTakenError], None],
+        record: Callable[[DiskState], None],
+        rested: Callable[[DiskState], None],
     ) -> None:
         self._host = host
         self._guest = guest
         self._settle = settle
         self._relocate = relocate
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._record = record
+        self._rested = rested
+        self._tasks: dict[asyncio.Task[None], DiskState] = {}
+        self._when_idle: list[Callable[[], None]] = []
 
     def wake(self, disk: DiskState) -> None:
         """Something changed in who wants the disk: answer, and take steps if there are any."""
@@ -56,8 +64,27 @@ class Worker:
             disk.working = True
             task = asyncio.get_running_loop().create_task(self._run(disk))
             if not task.done():
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._tasks[task] = disk
+                task.add_done_callback(self._ended)
+        elif not disk.working:
+            self._rested(disk)
+
+    async def idle(self, disks: Container[DiskState] | None = None) -> None:
+        """Wait until no step is being taken for any of these disks; None for all there are."""
+        while tasks := [t for t, disk in self._tasks.items() if disks is None or disk in disks]:
+            await asyncio.wait(tasks)
+
+    def when_idle(self, call: Callable[[], None]) -> None:
+        """Call this as soon as no step is being taken for any disk."""
+        if self._tasks:
+            self._when_idle.append(call)
+        else:
+            call()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        del self._tasks[task]
+        while not self._tasks and self._when_idle:
+            self._when_idle.pop()()
 
     async def _run(self, disk: DiskState) -> None:
         try:
@@ -67,10 +94,15 @@ class Worker:
                 self._settle(disk)
         finally:
             disk.working = False
+            self._rested(disk)
 
     async def _take(self, disk: DiskState, step: Step) -> None:
         _tell(disk, step, "begins")
         try:
+            if step.action is Action.GRANT and isinstance(step.thing, GrantState):
+                plan = base.plan_grant(self._host, disk.attachment.disk, step.thing.vm_id)
+                step.thing.plan = plan or step.thing.plan
+            self._record(disk)
             await self._perform(disk, step)
         except SlotTakenError as error:
             self._move(disk, step, error)

@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 SOURCE = Path(__file__).parent.parent.parent / "src" / "hotlun"
 
 LAYERS = (
-    {"errors", "secret"},
+    {"errors", "secret", "owners", "host_paths"},
     {"mount_config"},
     {"model"},
-    {"backends.base", "facts"},
-    {"wants", "slots", "guest_paths"},
-    {"lifecycle", "attachments", "mounts"},
-    {"worker"},
+    {"backends.base", "facts", "events", "journal"},
+    {"wants", "slots", "guest_paths", "records", "event_streams"},
+    {"lifecycle", "attachments", "mounts", "recorder", "reconciliation"},
+    {"worker", "mount_handle", "tables"},
+    {"reconciler", "handover"},
     {"manager"},
 )
 """The core, from the bottom: a module imports from lower layers and its own only."""
@@ -32,7 +33,9 @@ BELOW_BACKENDS = {
     "bridge",
     "containers",
     "errors",
+    "events",
     "guest_paths",
+    "host_paths",
     "images",
     "model",
 }

@@ -35,7 +35,8 @@ class Answer:
 
 @pytest.fixture
 def disk() -> DiskState:
-    return DiskState(Attachment(Slot(0, 0), Disk("/d", DiskKind.VIRTUAL_DISK), "h1"))
+    attachment = Attachment(Slot(0, 0), Disk("/d", DiskKind.VIRTUAL_DISK), "h1")
+    return DiskState(attachment, ("path", "/d", ""))
 
 
 def take(disk: DiskState) -> Action:

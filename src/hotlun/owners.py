@@ -1,0 +1,61 @@
+"""Who a Mount is held for: free text, or a process that can be seen to have ended.
+
+`pid:1234` names a process, `pid:` this one. Numbers are used again, so what is kept is
+also when the process was born (proc(5): field 22 of /proc/PID/stat, clock ticks since the
+host's boot); a number that another process has by now is a dead owner's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from typing import NamedTuple
+
+_PROCESS = re.compile(r"pid:(\d*)")
+
+
+class Owner(NamedTuple):
+    """A holder's name; of a process, also when it was born."""
+
+    name: str = ""
+    born: int | None = None
+
+    @classmethod
+    def named(cls, name: str) -> Owner:
+        """Whom the text names.
+
+        Raises:
+            TypeError: it is no text.
+            ValueError: it names a process that does not exist.
+        """
+        if not isinstance(name, str):
+            raise TypeError(f"owner is a string: {name!r}")
+        if not name.startswith("pid:"):
+            return cls(name)
+        match = _PROCESS.fullmatch(name)
+        if match is None:
+            raise ValueError(f"an owner that is a process is pid: or pid:NUMBER, not {name!r}")
+        pid = int(match[1] or os.getpid())
+        born = _birth(pid)
+        if born is None:
+            raise ValueError(f"no process {pid} runs here to be an owner")
+        return cls(f"pid:{pid}", born)
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it is a process, and that has ended."""
+        return self.born is not None and _birth(int(self.name[len("pid:") :])) != self.born
+
+
+NOBODY = Owner()
+"""Of a Mount that was added without saying whom it is for."""
+
+
+def _birth(pid: int) -> int | None:
+    """When a process was born; None if it has ended, reaped or not."""
+    with contextlib.suppress(OSError, ValueError), open(f"/proc/{pid}/stat", "rb") as file:
+        # The second field is the program's name, in parentheses, and may hold anything.
+        state, *fields = file.read().rpartition(b")")[2].split()
+        return None if state in b"ZX" else int(fields[18])
+    return None

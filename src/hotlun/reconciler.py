@@ -1,0 +1,162 @@
+"""Asks hypervisor and guest, has what they say judged, and has the worker act on it.
+
+On being asked to, and by itself as long as something is unresolved: as soon as a
+connection is back, and else after growing pauses. What is under way is left alone: it is
+being found out already, and what was seen of it is not of now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from hotlun import wants
+from hotlun.backends import base
+from hotlun.errors import BackendError, HotlunError, VMGoneError
+from hotlun.events import DisagreementSettled
+from hotlun.model import GuestMount
+from hotlun.reconciliation import Disagreement, Seen, is_unresolved, judge, settled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+
+    from hotlun.backends.base import GuestBackend, HostBackend
+    from hotlun.events import Event
+    from hotlun.wants import DiskState
+    from hotlun.worker import Worker
+
+_log = logging.getLogger("hotlun")
+
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+"""Seconds between two tries to resolve what no event announces to be resolvable."""
+
+
+class Reconciler:
+    """Brings what is believed of the disks of one VM, and what is, together.
+
+    Args:
+        disks: all there are, whenever it is iterated.
+        tell: hears of each disagreement that is settled.
+    """
+
+    def __init__(
+        self,
+        host: HostBackend,
+        guest: GuestBackend,
+        disks: Iterable[DiskState],
+        worker: Worker,
+        tell: Callable[[Event], None],
+    ) -> None:
+        self._host = host
+        self._guest = guest
+        self._disks = disks
+        self._worker = worker
+        self._tell = tell
+        self._is_active = False
+        self._is_urgent = asyncio.Event()
+        self._has_answered = True
+        """Whether the guest, last time it was asked, did say what it has, or cannot be asked."""
+        self._recovery: asyncio.Task[None] | None = None
+
+    async def look(self, disks: Collection[DiskState]) -> Seen:
+        """Ask both sides what they have of these disks.
+
+        A guest that does not answer now is one that cannot be asked.
+
+        Raises:
+            HotlunError: the hypervisor does not answer.
+        """
+        attachments = [disk.attachment for disk in disks if disk.slot is not None]
+        mounts = [
+            GuestMount(disk.attachment, mount.path, mount.config)
+            for disk in disks
+            for mount in disk.mounts.values()
+        ]
+        if not attachments:
+            return Seen(None, None)
+        host = await base.host_survey(self._host, attachments)
+        self._has_answered = True
+        try:
+            guest = await base.guest_survey(self._guest, attachments, mounts)
+        except VMGoneError:
+            raise
+        except BackendError as error:
+            _log.info("the guest does not say what it has: %s", error)
+            self._has_answered = False
+            guest = None
+        return Seen(host, guest)
+
+    async def reconcile(self) -> tuple[Disagreement, ...]:
+        """Ask, judge, act; what disagreed, and how that was settled."""
+        idle = {disk: disk.steps for disk in self._disks if not disk.working}
+        seen = await self.look(idle)
+        return await self.settle(
+            (disk for disk, steps in idle.items() if not disk.working and disk.steps == steps),
+            seen,
+        )
+
+    async def settle(self, disks: Iterable[DiskState], seen: Seen) -> tuple[Disagreement, ...]:
+        """Judge disks by what was seen of them now, and have the worker act."""
+        found = [(disk, one) for disk in disks for one in judge(disk, seen)]
+        concerned = dict.fromkeys(disk for disk, _ in found)
+        for disk in concerned:
+            wants.retry(disk)
+            self._worker.wake(disk)
+        await self._worker.idle(concerned)
+        outcomes = tuple(settled(one, disk) for disk, one in found)
+        for outcome in outcomes:
+            _log.warning("%s", outcome)
+            self._tell(DisagreementSettled(outcome))
+        return outcomes
+
+    # --- By itself ---
+
+    def rested(self, disk: DiskState) -> None:
+        """No step is taken for the disk any more: see whether something is unresolved."""
+        if is_unresolved(disk):
+            self._begin()
+
+    def hurry(self) -> None:
+        """What could not be found out before may be found out now."""
+        self._is_urgent.set()
+        self._begin()
+
+    def start(self) -> None:
+        """From now on, do by itself what there is to do."""
+        self._is_active = True
+        for disk in self._disks:
+            self.rested(disk)
+
+    async def stop(self) -> None:
+        """Do nothing by itself any more; what the worker has begun goes on."""
+        self._is_active = False
+        task, self._recovery = self._recovery, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    def _begin(self) -> None:
+        if self._is_active and (self._recovery is None or self._recovery.done()):
+            self._recovery = asyncio.get_running_loop().create_task(self._recover())
+
+    async def _recover(self) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                async with asyncio.timeout(pause):
+                    await self._is_urgent.wait()
+                pause = FIRST_PAUSE
+            except TimeoutError:
+                pause = min(2 * pause, LONGEST_PAUSE)
+            self._is_urgent.clear()
+            try:
+                await self.reconcile()
+            except VMGoneError as error:
+                _log.error("nothing can be resolved any more: %s", error)
+                return
+            except HotlunError as error:
+                _log.info("not to be resolved yet: %s", error)
+            is_done = self._has_answered and not any(map(is_unresolved, self._disks))
+            if is_done and not self._is_urgent.is_set():
+                return

@@ -1,0 +1,228 @@
+"""What is believed of a disk, beside what hypervisor and guest have: which of them is right.
+
+Pure and synchronous: `judge` is given one disk and what was seen of it, and sets its facts
+by the rules that `docs/reconciliation.md` states in words. What has to be done then is the
+worker's, as always. Each disagreement is named.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from hotlun.facts import Fact
+from hotlun.model import GuestMount, GuestSurvey, Presence
+from hotlun.wants import forget_mount
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from hotlun.model import Attachment
+    from hotlun.wants import DiskState, MountState
+
+
+class Finding(StrEnum):
+    """In what way the three did not agree."""
+
+    DISK_GONE = "the hypervisor does not have the disk any more"
+    DISK_INCOMPLETE = "the hypervisor has only a part of the disk"
+    DISK_BACK = "the guest has the disk again that it had let go"
+    DEVICE_KEPT = "the guest has not let the disk go, which was unknown"
+    DEVICE_GONE = "the guest has let the disk go, which was unknown"
+    ATTACHED_UNSEEN = "the disk is attached, which was unknown, and nobody holds it"
+    NEVER_ATTACHED = "the disk is not attached, which was unknown, and nobody holds it"
+    MOUNT_GONE = "the guest does not have the mount any more"
+    MOUNT_KEPT = "the guest still has the mount, which was unknown"
+    UNMOUNTED = "the guest does not have the mount, which was unknown"
+    MOUNTED_UNSEEN = "the guest has the mount, which was unknown, and nobody holds it"
+    UNHELD = "nobody holds it"
+
+
+class Resolution(StrEnum):
+    """How a disagreement was settled."""
+
+    ADOPTED = "it is used as it is"
+    UNDONE = "what was left of it is undone"
+    REMOUNTED = "it is mounted again"
+    LOST = "its Mounts are lost; releasing them cleans up"
+    NOTED = "that is taken for true"
+    STUCK = "it could not be undone yet, and is tried again"
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """What did not agree about a disk, or one of its guest mounts, and how that was settled.
+
+    Args:
+        attachment: the disk, where it was put, and under what serial.
+        guest_path: the guest mount's; None if it is about the disk.
+        finding: what was found.
+        resolution: what was made of it.
+        detail: more about that, for a person.
+    """
+
+    attachment: Attachment
+    guest_path: str | None
+    finding: Finding
+    resolution: Resolution
+    detail: str = ""
+
+    def __str__(self) -> str:
+        where = f", mounted at {self.guest_path}" if self.guest_path else ""
+        a = self.attachment
+        text = f"{a.disk} at slot {a.slot}{where}: {self.finding}; {self.resolution}"
+        return f"{text} ({self.detail})" if self.detail else text
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the two others have; None for one that cannot be asked."""
+
+    host: Mapping[str, Presence] | None
+    guest: GuestSurvey | None
+
+
+def judge(disk: DiskState, seen: Seen) -> list[Disagreement]:
+    """Set the facts of a disk that no step is being taken for, by what was seen of it."""
+    if disk.slot is None or disk.is_gone or disk.current is not None:
+        return []  # only revokes are left, which nobody else knows of
+    return [*_judge_attachment(disk, seen), *_judge_mounts(disk, seen)]
+
+
+def _judge_attachment(disk: DiskState, seen: Seen) -> Iterator[Disagreement]:
+    serial = disk.attachment.serial
+    presence = None if seen.host is None else seen.host.get(serial, Presence.ABSENT)
+    has_device = None if seen.guest is None else serial in seen.guest.devices
+    is_held = bool(disk.handles)
+    was, expected = disk.fact, disk.fact in (Fact.YES, Fact.MAYBE) and not _is_lost(disk)
+    if is_held and expected and presence in (Presence.ABSENT, Presence.PARTIAL):
+        gone = presence is Presence.ABSENT
+        lose_disk(disk, "the hypervisor has it no more" if gone else "only a part of it is left")
+        finding = Finding.DISK_GONE if gone else Finding.DISK_INCOMPLETE
+        yield _found(disk, finding, Resolution.LOST)
+    elif not is_held:
+        if presence is Presence.PARTIAL:
+            disk.fact = Fact.MAYBE
+        yield _found(disk, _unheld(was, presence), Resolution.UNDONE)
+    elif was is Fact.MAYBE and expected and has_device is not None:
+        # Only an unplug can be unknown of a disk that is held.
+        disk.fact = Fact.YES if has_device else Fact.UNPLUGGED
+        disk.closing = not has_device
+        if has_device:
+            yield _found(disk, Finding.DEVICE_KEPT, Resolution.ADOPTED)
+        else:
+            yield _found(disk, Finding.DEVICE_GONE, Resolution.NOTED)
+    elif was is Fact.UNPLUGGED and has_device:
+        disk.fact = Fact.MAYBE
+        yield _found(disk, Finding.DISK_BACK, Resolution.NOTED)
+
+
+def _unheld(was: Fact, presence: Presence | None) -> Finding:
+    if presence is Presence.PARTIAL:
+        return Finding.DISK_INCOMPLETE
+    if was is Fact.MAYBE and presence is not None:
+        there = presence is Presence.PRESENT
+        return Finding.ATTACHED_UNSEEN if there else Finding.NEVER_ATTACHED
+    return Finding.UNHELD
+
+
+def _judge_mounts(disk: DiskState, seen: Seen) -> Iterator[Disagreement]:
+    if seen.guest is None or disk.fact is not Fact.YES or disk.closing or not disk.handles:
+        return
+    for mount in list(disk.mounts.values()):
+        is_there = GuestMount(disk.attachment, mount.path, mount.config) in seen.guest.mounts
+        if not mount.handles:
+            if mount.fact is Fact.MAYBE or not is_there:
+                finding = Finding.MOUNTED_UNSEEN if is_there else Finding.UNMOUNTED
+                yield _found(disk, finding, Resolution.UNDONE, mount)
+        elif any(handle.lost for handle in mount.handles):
+            continue
+        elif mount.fact is Fact.MAYBE and is_there:
+            mount.fact, mount.closing, mount.reason = Fact.YES, False, ""
+            yield _found(disk, Finding.MOUNT_KEPT, Resolution.ADOPTED, mount)
+        elif mount.fact is Fact.MAYBE:
+            for handle in list(mount.handles):
+                handle.mount = None
+            mount.handles.clear()
+            mount.fact = Fact.NO
+            forget_mount(disk, mount)
+            yield _found(disk, Finding.UNMOUNTED, Resolution.NOTED, mount)
+        elif mount.fact is Fact.YES and not is_there:
+            yield _remount(disk, mount)
+
+
+def _remount(disk: DiskState, mount: MountState) -> Disagreement:
+    config = mount.config
+    if config.encrypted and config.key is None:
+        why = "its key was nowhere but in that mount"
+    elif config.key is not None and config.key.is_sealed:
+        why = "its key is not known here any more"
+    else:
+        mount.fact = Fact.NO
+        return _found(disk, Finding.MOUNT_GONE, Resolution.REMOUNTED, mount)
+    lose_mount(mount, f"{mount.path} is gone from the guest, and {why}")
+    return _found(disk, Finding.MOUNT_GONE, Resolution.LOST, mount, why)
+
+
+def lose_disk(disk: DiskState, reason: str) -> None:
+    """What is held of the disk is there no more; releasing undoes what is left of it."""
+    disk.fact, disk.closing = Fact.MAYBE, True
+    disk.reason = f"lost: {reason}"
+    for handle in disk.handles:
+        handle.lost = handle.lost or reason
+    for mount in disk.mounts.values():
+        if mount.fact is not Fact.NO or mount.handles:
+            mount.fact, mount.closing = Fact.MAYBE, True
+
+
+def lose_mount(mount: MountState, reason: str) -> None:
+    """The guest mount is there no more; releasing undoes what is left of it."""
+    mount.fact, mount.closing = Fact.MAYBE, True
+    mount.reason = f"lost: {reason}"
+    for handle in mount.handles:
+        handle.lost = handle.lost or reason
+
+
+def _is_lost(disk: DiskState) -> bool:
+    return disk.fact is Fact.MAYBE and any(handle.lost for handle in disk.handles)
+
+
+def is_unresolved(disk: DiskState) -> bool:
+    """Whether there is something that asking again, or trying again, may settle."""
+    if disk.is_gone:
+        return False
+    if not disk.handles or (disk.fact is Fact.MAYBE and not _is_lost(disk)):
+        return True
+    return disk.fact is Fact.YES and any(
+        not mount.handles
+        or (mount.fact is Fact.MAYBE and not any(handle.lost for handle in mount.handles))
+        for mount in disk.mounts.values()
+    )
+
+
+def settled(disagreement: Disagreement, disk: DiskState) -> Disagreement:
+    """The same, once the worker has done what it could about it."""
+    mount = next((m for m in disk.mounts.values() if m.path == disagreement.guest_path), None)
+    reason = ""
+    if disagreement.resolution is Resolution.UNDONE:
+        if disagreement.guest_path is None and not disk.is_gone and not disk.handles:
+            reason = disk.reason or next((m.reason for m in disk.mounts.values()), "")
+        elif mount is not None and not mount.handles:
+            reason = mount.reason
+        if reason:
+            return replace(disagreement, resolution=Resolution.STUCK, detail=reason)
+    if disagreement.resolution is Resolution.REMOUNTED and mount is not None and mount.closing:
+        return replace(disagreement, resolution=Resolution.LOST, detail=mount.reason)
+    return disagreement
+
+
+def _found(
+    disk: DiskState,
+    finding: Finding,
+    resolution: Resolution,
+    mount: MountState | None = None,
+    detail: str = "",
+) -> Disagreement:
+    path = None if mount is None else mount.path
+    return Disagreement(disk.attachment, path, finding, resolution, detail)

@@ -1,0 +1,187 @@
+"""Keeps the journal true: what is to happen to a disk stands there before it happens.
+
+records     what is written down
+journal     where
+recorder    when, and from what: this file
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from typing import TYPE_CHECKING
+
+from hotlun.errors import JournalError
+from hotlun.facts import TABLE, Fact
+from hotlun.model import Attachment
+from hotlun.records import (
+    DiskRecord,
+    GrantRecord,
+    HolderRecord,
+    MountRecord,
+    salt_of,
+)
+from hotlun.wants import DiskState, GrantState, Handle, MountState
+
+if TYPE_CHECKING:
+    from hotlun.facts import Thing
+    from hotlun.journal import Journal
+
+_log = logging.getLogger("hotlun")
+
+
+class Recorder:
+    """Writes disks into a journal, each as often as what has to be known of it changes.
+
+    Args:
+        journal: None for nowhere; everything is done at once then.
+    """
+
+    def __init__(self, journal: Journal | None) -> None:
+        self._journal = journal
+        self._is_open = False
+        self.salt = secrets.token_bytes(16)
+        """What keys are sealed with."""
+        self._written: dict[DiskState, tuple[str, str]] = {}
+        """Under which name each disk stands there, and what."""
+
+    def open(self) -> tuple[DiskRecord, ...]:
+        """Take the journal; what stands there, oldest first.
+
+        Raises:
+            JournalError: it cannot be had, or read.
+        """
+        if self._journal is None:
+            return ()
+        documents = self._journal.open()
+        self._is_open = True
+        try:
+            records = tuple(DiskRecord.from_text(document) for document in documents)
+        except ValueError as error:
+            self.close()
+            raise JournalError(
+                f"{self._journal!r} holds what cannot be understood: {error}; it is left as it "
+                "is: use the hotlun that wrote it",
+                operation="journal",
+            ) from error
+        self.salt = salt_of(records) or self.salt
+        return records
+
+    def close(self) -> None:
+        """Nothing is written any more."""
+        if self._journal is not None and self._is_open:
+            self._is_open = False
+            self._journal.close()
+
+    @property
+    def is_open(self) -> bool:
+        return self._is_open
+
+    def adopt(self, disk: DiskState) -> None:
+        """The disk was made of what stands in the journal."""
+        self._written[disk] = (disk.attachment.serial, "")
+
+    def write(self, disk: DiskState) -> None:
+        """Have the journal say what is known of the disk, and what is about to happen to it.
+
+        Raises:
+            JournalError: it could not be written; it says what it said before.
+        """
+        if self._journal is None or not self._is_open:
+            return
+        name, text = self._written.get(disk, ("", ""))
+        if disk.is_gone:
+            if name:
+                self._journal.write(name, None)
+                del self._written[disk]
+            return
+        serial = disk.attachment.serial
+        if name and name != serial:  # it moved to another slot, and nothing is of the old name
+            self._journal.write(name, None)
+            del self._written[disk]
+        now = record_of(disk).to_text(self.salt)
+        if now != text:
+            self._journal.write(serial, now)
+            self._written[disk] = (serial, now)
+
+    def write_late(self, disk: DiskState) -> None:
+        """As `write`, of what has happened already: that it cannot be written undoes nothing.
+
+        What stands there meanwhile is what might have happened, and is found out by asking.
+        """
+        try:
+            self.write(disk)
+        except JournalError as error:
+            _log.error("disk %s: %s", disk.attachment.disk, error)
+
+
+def record_of(disk: DiskState) -> DiskRecord:
+    """What is certain of a disk now."""
+    attachment = disk.attachment
+    return DiskRecord(
+        serial=attachment.serial,
+        slot=attachment.slot,
+        is_vacated=disk.slot is None or disk.vacated,
+        disk=attachment.disk,
+        identity=disk.identity,
+        fact=_certain(disk, disk),
+        reason=disk.reason,
+        grants=tuple(
+            GrantRecord(grant.vm_id, _certain(disk, grant), grant.plan)
+            for grant in disk.grants.values()
+        ),
+        mounts=tuple(
+            MountRecord(mount.path, mount.config, fact)
+            for mount in disk.mounts.values()
+            if (fact := _certain(disk, mount)) is not Fact.NO or mount.is_wanted
+        ),
+        holders=tuple(
+            HolderRecord(
+                handle.id,
+                handle.number,
+                handle.owner,
+                None if handle.mount is None else handle.mount.path,
+                handle.lost,
+            )
+            for handle in disk.handles
+            if handle.id
+        ),
+    )
+
+
+def _certain(disk: DiskState, thing: Thing) -> Fact:
+    """The thing's fact; of one that a step is under way for, the fact that it may have."""
+    step = disk.current
+    if step is None or step.thing is not thing:
+        return thing.fact
+    return TABLE[thing.kind][thing.fact][step.action].unknown
+
+
+def disk_of(record: DiskRecord) -> DiskState:
+    """The state that a record was made of, less those who waited.
+
+    What was under way is *maybe* now, and in teardown, so that nobody shares it before
+    it has been found out.
+    """
+    disk = DiskState(Attachment(record.slot, record.disk, record.serial), record.identity)
+    disk.fact = record.fact
+    disk.reason = record.reason
+    if record.is_vacated:
+        disk.slot = None
+        disk.vacated = True
+    disk.closing = record.fact is not Fact.YES
+    for grant in record.grants:
+        state = disk.grants[grant.vm_id] = GrantState(grant.vm_id)
+        state.fact, state.plan = grant.fact, grant.plan
+    mounts: dict[str | None, MountState] = {}
+    for mount in record.mounts:
+        state_of_it = MountState(mount.config, mount.path)
+        state_of_it.fact = mount.fact
+        state_of_it.closing = mount.fact is Fact.MAYBE
+        mounts[mount.path] = disk.mounts[mount.config] = state_of_it
+    for holder in record.holders:
+        held = mounts.get(holder.path)
+        Handle.restored(
+            disk, held, holder.id, number=holder.number, owner=holder.owner, lost=holder.lost
+        )
+    return disk

@@ -1,0 +1,183 @@
+"""What is written down of a disk: facts and holders, in a journal and for a migration.
+
+A record says what is *certain* at the moment it is written. While a step is under way its
+thing has the fact that an unknown outcome of it would have (`facts.TABLE`): that is the
+intent, and whoever reads it later has to find out. Of the wants only live Mounts are
+there: who waited for an answer of the process that wrote it waits no longer.
+
+A key is written down as its seal (`secret.Seal`): it can be told again, and not be used.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Final
+
+from hotlun.facts import Fact
+from hotlun.model import Disk, DiskKind, MountConfig, Secret, Slot, Verity
+from hotlun.owners import Owner
+from hotlun.secret import Seal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+VERSION: Final = 1
+"""Of the documents; one that a newer hotlun has written is refused."""
+
+Identity = tuple[str, int | str, int | str]
+"""What makes two disks the same: a sort of name, and two parts of it."""
+
+_PLAIN: Final = frozenset(f.name for f in fields(MountConfig) if f.init) - {"key", "verity"}
+
+
+@dataclass(frozen=True, slots=True)
+class GrantRecord:
+    """Access of a VM to the disk; `plan` is the host backend's own."""
+
+    vm_id: str
+    fact: Fact
+    plan: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MountRecord:
+    """A guest mount."""
+
+    path: str
+    config: MountConfig
+    fact: Fact
+
+
+@dataclass(frozen=True, slots=True)
+class HolderRecord:
+    """A live Mount.
+
+    Args:
+        id: its own.
+        number: they are as old as these are low.
+        owner: whom it is held for.
+        path: the guest mount that it holds, if it holds one.
+        lost: why what it held is lost; `""` if it is not.
+    """
+
+    id: str
+    number: int
+    owner: Owner
+    path: str | None
+    lost: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskRecord:
+    """A disk with all that hangs on it; `slot` is None once only revokes are left."""
+
+    serial: str
+    slot: Slot
+    is_vacated: bool
+    disk: Disk
+    identity: Identity
+    fact: Fact
+    grants: tuple[GrantRecord, ...] = ()
+    mounts: tuple[MountRecord, ...] = ()
+    holders: tuple[HolderRecord, ...] = ()
+    reason: str = ""
+
+    def to_document(self, salt: bytes) -> dict[str, Any]:
+        """As JSON has it; keys are sealed with the salt."""
+        disk = self.disk
+        return {
+            "version": VERSION,
+            "serial": self.serial,
+            "slot": [self.slot.controller, self.slot.lun],
+            "vacated": self.is_vacated,
+            "disk": [disk.path, disk.kind, disk.read_only, disk.provider, disk.format],
+            "identity": self.identity,
+            "fact": self.fact,
+            "reason": self.reason,
+            "grants": [[g.vm_id, g.fact, g.plan] for g in self.grants],
+            "mounts": [[m.path, m.fact, _config_document(m.config, salt)] for m in self.mounts],
+            "holders": [[h.id, h.number, *h.owner, h.path, h.lost] for h in self.holders],
+        }
+
+    @classmethod
+    def from_document(cls, document: Any) -> DiskRecord:
+        """What `to_document` has made.
+
+        Raises:
+            ValueError: it is no such document, or a newer hotlun's.
+        """
+        if isinstance(document, dict) and document.get("version", 0) != VERSION:
+            raise ValueError(f"its version is {document.get('version')!r}, not {VERSION}")
+        try:
+            return cls._read(document)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"no record of a disk ({error!r})") from error
+
+    @classmethod
+    def _read(cls, document: Mapping[str, Any]) -> DiskRecord:
+        path, kind, read_only, provider, image_format = document["disk"]
+        sort, one, other = document["identity"]
+        return cls(
+            serial=document["serial"],
+            slot=Slot(*document["slot"]),
+            is_vacated=document["vacated"],
+            disk=Disk(path, DiskKind(kind), read_only, provider, image_format),
+            identity=(sort, one, other),
+            fact=Fact(document["fact"]),
+            reason=document["reason"],
+            grants=tuple(GrantRecord(v, Fact(f), plan) for v, f, plan in document["grants"]),
+            mounts=tuple(MountRecord(p, _config(c), Fact(f)) for p, f, c in document["mounts"]),
+            holders=tuple(
+                HolderRecord(name, number, Owner(owner, born), path, lost)
+                for name, number, owner, born, path, lost in document["holders"]
+            ),
+        )
+
+    def to_text(self, salt: bytes) -> str:
+        """One line of JSON."""
+        return json.dumps(self.to_document(salt), separators=(",", ":"))
+
+    @classmethod
+    def from_text(cls, text: str) -> DiskRecord:
+        """What `to_text` has made.
+
+        Raises:
+            ValueError: it is no such text, or a newer hotlun's.
+        """
+        return cls.from_document(json.loads(text))
+
+
+def salt_of(records: tuple[DiskRecord, ...]) -> bytes | None:
+    """The salt that keys were sealed with; None if there are none."""
+    return next(
+        (
+            salt
+            for record in records
+            for mount in record.mounts
+            if mount.config.key is not None and (salt := mount.config.key.salt) is not None
+        ),
+        None,
+    )
+
+
+def _config_document(config: MountConfig, salt: bytes) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        name: value for name in sorted(_PLAIN) if (value := getattr(config, name))
+    }
+    if config.key is not None:
+        seal = config.key.seal(salt)
+        document["key"] = [seal.salt.hex(), seal.digest.hex()]
+    if isinstance(config.verity, Verity):
+        document["verity"] = [config.verity.root_hash, config.verity.hash_offset]
+    return document
+
+
+def _config(document: Mapping[str, Any]) -> MountConfig:
+    members = dict(document)
+    if "key" in members:
+        salt, digest = members["key"]
+        members["key"] = Secret.sealed(Seal(bytes.fromhex(salt), bytes.fromhex(digest)))
+    if "verity" in members:
+        members["verity"] = Verity(*members["verity"])
+    return MountConfig(**members)
