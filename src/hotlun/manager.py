@@ -482,7 +482,7 @@ class Manager:
     def dead_owners(self) -> tuple[str, ...]:
         """The owners that are processes, hold something, and have ended: `release_owner` them."""
         owners = dict.fromkeys(handle.owner for handle in self._tables.mounts)
-        return tuple(owner.name for owner in owners if owner.is_dead)
+        return tuple(owner.name for owner in owners if owner.has_ended())
 
     async def forget(self, *, force: bool = False) -> None:
         """Drop everything, when the VM is gone or has moved: nobody is asked to undo anything.

@@ -42,8 +42,7 @@ class Owner(NamedTuple):
             raise ValueError(f"no process {pid} runs here to be an owner")
         return cls(f"pid:{pid}", born)
 
-    @property
-    def is_dead(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether it is a process, and that has ended."""
         return self.born is not None and _birth(int(self.name[len("pid:") :])) != self.born
 

@@ -1,0 +1,61 @@
+"""Owners: text is anybody, a process is somebody who can be seen to have ended."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from hotlun.owners import NOBODY, Owner
+
+
+def test_free_text_lives_for_ever() -> None:
+    """Nobody can tell whether the build is over."""
+    assert Owner.named("build 7").name == "build 7"
+    assert not Owner.named("build 7").has_ended()
+    assert Owner.named("") == NOBODY
+    assert not NOBODY.has_ended()
+
+
+def test_this_process_has_a_short_name() -> None:
+    """`pid:` is whoever says it."""
+    assert Owner.named("pid:") == Owner.named(f"pid:{os.getpid()}")
+    assert Owner.named("pid:").name == f"pid:{os.getpid()}"
+    assert not Owner.named("pid:").has_ended()
+
+
+def test_a_process_ends() -> None:
+    """From the moment that it has exited, reaped or not."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        owner = Owner.named(f"pid:{process.pid}")
+        assert not owner.has_ended()
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert owner.has_ended()
+    assert owner.has_ended()
+    with pytest.raises(ValueError, match="no process"):
+        Owner.named(owner.name)
+
+
+def test_another_process_with_the_number_is_another() -> None:
+    """Numbers are used again; the moment of birth is not."""
+    owner = Owner.named("pid:")
+    assert owner.born is not None
+    assert Owner(owner.name, owner.born - 1).has_ended()
+
+
+@pytest.mark.parametrize("name", ["pid:x", "pid:-1", "pid:1 ", "pid: 1", "pid:999999999"])
+def test_what_is_no_process(name: str) -> None:
+    """A name that looks like a process's and is none is a mistake."""
+    with pytest.raises(ValueError, match="process"):
+        Owner.named(name)
+
+
+@pytest.mark.parametrize("name", [None, 5, b"pid:"])
+def test_what_is_no_name(name: Any) -> None:
+    """A number would be taken for a pid by some, and for text by others."""
+    with pytest.raises(TypeError, match="owner is a string"):
+        Owner.named(name)
