@@ -71,7 +71,8 @@ _APPLICATION_ID: Final = 0x484F544C
 """`HOTL`, in the file's header, so that `file` and we can tell it from other databases."""
 
 _UPSERT: Final = (
-    "INSERT INTO disks (name, document) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET document = excluded.document"
+    "INSERT INTO disks (name, document) VALUES (?, ?)"
+    " ON CONFLICT (name) DO UPDATE SET document = excluded.document"
 )
 
 

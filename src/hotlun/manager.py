@@ -278,6 +278,7 @@ class Manager:
             self._worker.wake(disk)
             if not disk.is_gone and not (self._survives and disk.handles):
                 remaining.append(f"{disk.attachment.disk} at slot {disk.attachment.slot}")
+        self._end()
         if remaining:
             warnings.warn(
                 f"leaving the Manager was cancelled; what remains: {', '.join(remaining)}. "
@@ -286,7 +287,6 @@ class Manager:
                 stacklevel=3,
                 source=self,
             )
-        self._end()
 
     def _end(self) -> None:
         """Nobody is told anything more, and the journal is another one's to take."""
@@ -478,7 +478,6 @@ class Manager:
         )
         _raise_all(outcomes, f"not all of {owner!r} could be released: release_owner() again")
 
-    @property
     def dead_owners(self) -> tuple[str, ...]:
         """The owners that are processes, hold something, and have ended: `release_owner` them."""
         owners = dict.fromkeys(handle.owner for handle in self._tables.mounts)
