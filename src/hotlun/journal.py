@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import urllib.parse
 from typing import TYPE_CHECKING, Final, Protocol
 
 from hotlun.errors import JournalError
@@ -101,11 +102,23 @@ class SQLiteJournal:
         try:
             with self._translated():
                 self._database = self._connect()
-                rows = self._database.execute("SELECT document FROM disks ORDER BY rowid")
-                return [document for (document,) in rows]
+                return self._documents(self._database)
         except BaseException:
             self.close()
             raise
+
+    def peek(self) -> list[str]:
+        """The documents, oldest first, without taking the journal from whoever has it.
+
+        Raises:
+            JournalError: it cannot be read.
+        """
+        import sqlite3
+
+        with self._translated():
+            uri = f"file:{urllib.parse.quote(self._path)}?mode=ro"
+            with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
+                return self._documents(database) if self._check(database) else []
 
     def write(self, name: str, document: str | None) -> None:
         """Replace or remove a document, in a transaction of its own.
@@ -146,6 +159,15 @@ class SQLiteJournal:
         return database
 
     def _migrate(self, database: sqlite3.Connection) -> None:
+        version = self._check(database)
+        for number, script in enumerate(MIGRATIONS[version:], version + 1):
+            database.executescript(
+                f"BEGIN IMMEDIATE; {script};"
+                f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {number}; COMMIT"
+            )
+
+    def _check(self, database: sqlite3.Connection) -> int:
+        """The version of its schema, if the database is a journal, or an empty one."""
         (application,) = database.execute("PRAGMA application_id").fetchone()
         (version,) = database.execute("PRAGMA user_version").fetchone()
         (tables,) = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()
@@ -156,11 +178,12 @@ class SQLiteJournal:
                 f"was written by a newer hotlun (its schema is {version}, this one knows "
                 f"{len(MIGRATIONS)}): use that one"
             )
-        for number, script in enumerate(MIGRATIONS[version:], version + 1):
-            database.executescript(
-                f"BEGIN IMMEDIATE; {script};"
-                f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {number}; COMMIT"
-            )
+        return int(version)
+
+    @staticmethod
+    def _documents(database: sqlite3.Connection) -> list[str]:
+        rows = database.execute("SELECT document FROM disks ORDER BY rowid")
+        return [document for (document,) in rows]
 
     def _take_lock(self) -> int:
         """The descriptor that holds the lock; the kernel lets go of it when the process ends."""

@@ -30,7 +30,7 @@ from hotlun.model import MountConfig, Slot
 from hotlun.mount_handle import Mount
 from hotlun.mounts import MountTable
 from hotlun.owners import Owner
-from hotlun.reconciler import Reconciler
+from hotlun.reconciler import Reconciler, judge_all
 from hotlun.recorder import Recorder, disk_of
 from hotlun.slots import SlotTable
 from hotlun.tables import Tables
@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from hotlun.events import Event
     from hotlun.journal import Journal
     from hotlun.model import ImageFormat, Secret
-    from hotlun.reconciliation import Disagreement
+    from hotlun.reconciler import Findings
+    from hotlun.reconciliation import Disagreement, Seen
     from hotlun.records import DiskRecord
     from hotlun.slots import SlotStatus
     from hotlun.wants import DiskState, Handle, MountState
@@ -184,7 +185,7 @@ class Manager:
             disks = [disk_of(record) for record in self._records()]
             taken = set(await base.occupied(self._host))
             seen = await self._reconciler.look(disks)
-            self._take_up(disks)
+            found = self._take_up(disks, seen)
         except BaseException:
             self._phase = _Phase.NEW
             self._recorder.close()
@@ -196,7 +197,7 @@ class Manager:
         self._phase = _Phase.ENTERED
         self._unwatch = [base.watch(side, self._heard) for side in (self._host, self._guest)]
         try:
-            await self._reconciler.settle(disks, seen)
+            await self._reconciler.act(found)
         except BaseException:  # nobody is going to leave it
             self._stop_adding()
             self._halt()
@@ -222,9 +223,11 @@ class Manager:
                 )
         return records or self._brought
 
-    def _take_up(self, disks: Iterable[DiskState]) -> None:
-        """Go on with what an earlier Manager had."""
-        for handle in self._tables.take_up(disks):
+    def _take_up(self, disks: Iterable[DiskState], seen: Seen) -> Findings:
+        """Go on with what an earlier Manager had; in what that is not as it was."""
+        handles = self._tables.take_up(disks)
+        found = judge_all(disks, seen)
+        for handle in handles:
             self._tables.mounts[handle] = Mount(handle, self._release)
         for disk in disks:
             for grant in disk.grants.values():
@@ -233,6 +236,7 @@ class Manager:
                 self._recorder.write(disk)
             else:
                 self._recorder.adopt(disk)
+        return found
 
     async def __aexit__(
         self,

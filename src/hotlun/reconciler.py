@@ -26,10 +26,17 @@ if TYPE_CHECKING:
     from hotlun.wants import DiskState
     from hotlun.worker import Worker
 
+    Findings = list[tuple[DiskState, Disagreement]]
+
 _log = logging.getLogger("hotlun")
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds between two tries to resolve what no event announces to be resolvable."""
+
+
+def judge_all(disks: Iterable[DiskState], seen: Seen) -> Findings:
+    """Judge each of them; what was found, with the disk that it is about."""
+    return [(disk, one) for disk in disks for one in judge(disk, seen)]
 
 
 class Reconciler:
@@ -91,14 +98,11 @@ class Reconciler:
         """Ask, judge, act; what disagreed, and how that was settled."""
         idle = {disk: disk.steps for disk in self._disks if not disk.working}
         seen = await self.look(idle)
-        return await self.settle(
-            (disk for disk, steps in idle.items() if not disk.working and disk.steps == steps),
-            seen,
-        )
+        unmoved = [d for d, steps in idle.items() if not d.working and d.steps == steps]
+        return await self.act(judge_all(unmoved, seen))
 
-    async def settle(self, disks: Iterable[DiskState], seen: Seen) -> tuple[Disagreement, ...]:
-        """Judge disks by what was seen of them now, and have the worker act."""
-        found = [(disk, one) for disk in disks for one in judge(disk, seen)]
+    async def act(self, found: Findings) -> tuple[Disagreement, ...]:
+        """Have the worker do what was decided, and say how that ended."""
         concerned = dict.fromkeys(disk for disk, _ in found)
         for disk in concerned:
             wants.retry(disk)

@@ -24,6 +24,8 @@ from hotlun.records import (
 from hotlun.wants import DiskState, GrantState, Handle, MountState
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from hotlun.facts import Thing
     from hotlun.journal import Journal
 
@@ -56,14 +58,10 @@ class Recorder:
         documents = self._journal.open()
         self._is_open = True
         try:
-            records = tuple(DiskRecord.from_text(document) for document in documents)
-        except ValueError as error:
+            records = understood(documents, repr(self._journal))
+        except JournalError:
             self.close()
-            raise JournalError(
-                f"{self._journal!r} holds what cannot be understood: {error}; it is left as it "
-                "is: use the hotlun that wrote it",
-                operation="journal",
-            ) from error
+            raise
         self.salt = salt_of(records) or self.salt
         return records
 
@@ -113,6 +111,25 @@ class Recorder:
             self.write(disk)
         except JournalError as error:
             _log.error("disk %s: %s", disk.attachment.disk, error)
+
+
+def understood(documents: Iterable[str], name: str) -> tuple[DiskRecord, ...]:
+    """The records in a journal's documents.
+
+    Args:
+        name: the journal's, for the error.
+
+    Raises:
+        JournalError: one of them is none that this hotlun understands.
+    """
+    try:
+        return tuple(DiskRecord.from_text(document) for document in documents)
+    except ValueError as error:
+        raise JournalError(
+            f"{name} holds what cannot be understood: {error}; it is left as it is: use the "
+            "hotlun that wrote it",
+            operation="journal",
+        ) from error
 
 
 def record_of(disk: DiskState) -> DiskRecord:

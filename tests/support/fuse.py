@@ -7,6 +7,7 @@ a process of its own it is `kill -9`.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ class Fuse:
         self.points: list[str] = []
         """What each was, by name."""
         self.is_blown = False
+        self.blown = asyncio.Event()
         self._blow = blow
 
     def point(self, name: str) -> None:
@@ -48,8 +50,10 @@ class Fuse:
             self.count += 1
             self.points.append(name)
             self.is_blown = self.count == self.at
-            if self.is_blown and self._blow is not None:
-                self._blow(name)
+            if self.is_blown:
+                self.blown.set()
+                if self._blow is not None:
+                    self._blow(name)
         if self.is_blown:
             raise Killed(name)
 

@@ -41,6 +41,9 @@ COMMANDS: tuple[list[str], ...] = (
     ["vm", "run"],
     ["agent"],
     ["agent", "build"],
+    ["journal"],
+    ["journal", "show"],
+    ["journal", "forget"],
 )
 
 

@@ -15,7 +15,7 @@ seven methods stay enough:
   find at the slot, asked before each mount. A guest that can compare does so before
   it touches the disk; None, and nothing is compared.
 * `host.survey(attachments)` - async; how much of each the hypervisor has now, by serial
-  (`Presence`). Changes nothing, and speaks of nothing that was not asked for.
+  (`Presence`), and nothing about others; None if it cannot be asked. Changes nothing.
 * `host.plan_grant(disk, vm_id)` - synchronous; what `grant_access` is going to change, as
   text, for whoever wants to revoke it in another process. Asked before the grant.
 * `host.adopt_grant(disk, vm_id, plan)` - synchronous; that grant has been made, or begun,
@@ -131,7 +131,7 @@ async def host_survey(
 ) -> Mapping[str, Presence] | None:
     """How much of each attachment the hypervisor has, by serial; None if it cannot be asked."""
     ask = getattr(host, "survey", None)
-    return cast("Mapping[str, Presence]", await ask(attachments)) if ask is not None else None
+    return cast("Mapping[str, Presence] | None", await ask(attachments)) if ask else None
 
 
 async def guest_survey(
@@ -139,7 +139,7 @@ async def guest_survey(
 ) -> GuestSurvey | None:
     """What of these the guest has; None if it cannot be asked."""
     ask = getattr(guest, "survey", None)
-    return cast("GuestSurvey | None", await ask(attachments, mounts)) if ask is not None else None
+    return cast("GuestSurvey | None", await ask(attachments, mounts)) if ask else None
 
 
 def watch(backend: HostBackend | GuestBackend, listener: Listener) -> Callable[[], None]:

@@ -13,6 +13,14 @@ grant made twice. A `MemoryGuestBackend(host)` that knows its host also sees a m
 of a disk that is not attached, and a detach of one that the guest has not let go.
 Each is kept in `violations`, and raised there and then as an AssertionError.
 
+They say what they have if they are asked (`survey`), unless made with `surveys=False`. And
+things happen that nobody has asked for:
+
+    host.vanish(serial)             # the disk is pulled; the guest keeps what it has
+    guest.vanish("/mnt")            # somebody has unmounted it inside the guest
+    guest.reset()                   # a reboot: nothing is mounted, every disk is found anew
+    host.tell(VMPaused("..."))      # whatever else `hotlun.events` has
+
 There is nothing on these disks: formats, encryption and verity are taken as done. A
 wrong key is a `fail("mount", WrongKeyError(...))`.
 """
@@ -25,12 +33,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from hotlun.errors import OutcomeUnknownError, SlotTakenError, UnsupportedError
-from hotlun.model import DiskIdentity
+from hotlun.events import GuestReset
+from hotlun.model import DiskIdentity, GuestSurvey, Presence
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
-    from hotlun.backends.base import OSType
+    from hotlun.backends.base import Listener, OSType
+    from hotlun.events import Event
     from hotlun.model import Attachment, Disk, GuestMount, MountConfig, Slot
 
 
@@ -38,7 +48,7 @@ class Call(NamedTuple):
     """One call that reached a backend, and what it was about."""
 
     operation: str
-    subject: Attachment | GuestMount | tuple[Disk, str]
+    subject: Attachment | GuestMount | tuple[Disk, str] | None = None
 
 
 @dataclass
@@ -69,7 +79,7 @@ class _Script:
 
     _operations: frozenset[str] = frozenset()
 
-    def __init__(self, delay: float) -> None:
+    def __init__(self, delay: float, surveys: bool) -> None:
         self.calls: list[Call] = []
         """Every call so far, oldest first."""
         self.violations: list[str] = []
@@ -77,8 +87,10 @@ class _Script:
         self.effects: Counter[str] = Counter()
         """How many calls of each operation changed something."""
         self._delay = delay
+        self._surveys = surveys
         self._faults: dict[str, list[_Fault]] = {}
         self._gates: list[Gate] = []
+        self._listeners: list[Listener] = []
 
     def fail(self, operation: str, error: BaseException, *, at: int = 1) -> None:
         """The `at`-th call from now raises this, and nothing happens."""
@@ -105,6 +117,16 @@ class _Script:
     def count(self, operation: str) -> int:
         """How many calls of this operation have come."""
         return sum(call.operation == operation for call in self.calls)
+
+    def watch(self, listener: Listener) -> Callable[[], None]:
+        """Have the listener told of events, until the function that is returned is called."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def tell(self, event: Event) -> None:
+        """Something happens: tell whoever listens."""
+        for listener in list(self._listeners):
+            listener(event)
 
     def _add(self, operation: str, fault: _Fault) -> None:
         if operation not in self._operations:
@@ -150,14 +172,20 @@ class MemoryHostBackend(_Script):
         occupied: slots that the VM's own disks hold, told on entering a Manager.
         taken: slots that turn out taken only when something is attached there.
         delay: seconds that each call takes.
+        surveys: whether it can be asked what it has.
     """
 
-    _operations = frozenset({"attach", "detach", "grant_access", "revoke_access"})
+    _operations = frozenset({"attach", "detach", "grant_access", "revoke_access", "survey"})
 
     def __init__(
-        self, *, occupied: Iterable[Slot] = (), taken: Iterable[Slot] = (), delay: float = 0
+        self,
+        *,
+        occupied: Iterable[Slot] = (),
+        taken: Iterable[Slot] = (),
+        delay: float = 0,
+        surveys: bool = True,
     ) -> None:
-        super().__init__(delay)
+        super().__init__(delay, surveys)
         self.attached: dict[Slot, Attachment] = {}
         """What is attached now."""
         self.granted: set[tuple[str, str]] = set()
@@ -229,6 +257,24 @@ class MemoryHostBackend(_Script):
         if lost is not None:
             raise lost
 
+    async def survey(self, attachments: Collection[Attachment]) -> Mapping[str, Presence] | None:
+        lost = await self._enter(Call("survey"))
+        if lost is not None:
+            raise lost
+        if not self._surveys:
+            return None
+        return {
+            a.serial: Presence.PRESENT if self.attached.get(a.slot) == a else Presence.ABSENT
+            for a in attachments
+        }
+
+    def vanish(self, serial: str) -> None:
+        """The disk with this serial is pulled: no detach, and the guest keeps what it has."""
+        attachment = next(a for a in self.attached.values() if a.serial == serial)
+        del self.attached[attachment.slot]
+        self._disks.remove(str(attachment.disk))
+        self.effects["lost"] += 1
+
 
 class MemoryGuestBackend(_Script):
     """A guest in memory.
@@ -238,9 +284,10 @@ class MemoryGuestBackend(_Script):
         os_type: whose path rules hold.
         controllers: how many of them the guest can use; None for all.
         delay: seconds that each call takes.
+        surveys: whether it can be asked what it has.
     """
 
-    _operations = frozenset({"mount", "unmount", "unplug"})
+    _operations = frozenset({"mount", "unmount", "unplug", "survey"})
 
     def __init__(
         self,
@@ -249,8 +296,9 @@ class MemoryGuestBackend(_Script):
         os_type: OSType = "linux",
         controllers: int | None = None,
         delay: float = 0,
+        surveys: bool = True,
     ) -> None:
-        super().__init__(delay)
+        super().__init__(delay, surveys)
         self.os_type = os_type
         self.controllers = controllers
         self.mounted: dict[str, GuestMount] = {}
@@ -313,3 +361,40 @@ class MemoryGuestBackend(_Script):
         self.plugged.discard(attachment.serial)
         if lost is not None:
             raise lost
+
+    async def survey(
+        self, attachments: Collection[Attachment], mounts: Collection[GuestMount]
+    ) -> GuestSurvey | None:
+        lost = await self._enter(Call("survey"))
+        if lost is not None:
+            raise lost
+        if not self._surveys:
+            return None
+        here = {a.serial for a in attachments if self._has_device(a)}
+        there = (
+            mount
+            for mount in mounts
+            if mount.attachment.serial in here and self.mounted.get(mount.path) == mount
+        )
+        return GuestSurvey(frozenset(here), frozenset(there))
+
+    def _has_device(self, attachment: Attachment) -> bool:
+        if self._host is None:
+            return attachment.serial in self.plugged
+        is_attached = self._host.attached.get(attachment.slot) == attachment
+        return is_attached and attachment.serial not in self._unplugged
+
+    def vanish(self, path: str) -> None:
+        """Somebody unmounts it inside the guest."""
+        mount = self.mounted.pop(path)
+        self._configs[mount.attachment.serial].remove(mount.config)
+        self.effects["lost"] += 1
+
+    def reset(self) -> None:
+        """The guest starts anew: nothing is mounted, and every disk that is attached is found."""
+        self.effects["lost"] += len(self.mounted)
+        self.mounted.clear()
+        self._configs.clear()
+        self._unplugged.clear()
+        self.plugged.clear()
+        self.tell(GuestReset(by_guest=True))

@@ -13,6 +13,7 @@ import click
 from hotlun.cli.agent import agent
 from hotlun.cli.demo import demo
 from hotlun.cli.failures import translated
+from hotlun.cli.journal import journal
 from hotlun.cli.logs import debug_option
 from hotlun.cli.vm import vm
 
@@ -36,8 +37,8 @@ def main() -> None:
     """Hot-plugged disks for running VMs: attached, mounted, shared, and taken away again.
 
     hotlun is a library first. This command shows it at work (demo), keeps small
-    VMs to try it on (vm), and builds the program that a guest of your own needs
-    (agent).
+    VMs to try it on (vm), builds the program that a guest of your own needs
+    (agent), and shows what a VM's journal says (journal).
 
     Exit codes: 0 done, 1 an error, 2 wrong usage, 130 interrupted with Ctrl-C.
     """
@@ -46,3 +47,4 @@ def main() -> None:
 main.add_command(demo)
 main.add_command(vm)
 main.add_command(agent)
+main.add_command(journal)

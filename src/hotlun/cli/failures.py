@@ -29,6 +29,7 @@ _HINTS: dict[str, str] = {
     "OutcomeUnknownError": "it may have happened: look before you try again",
     "DiskConflictError": "use the disk as it is in use already, or release it everywhere first",
     "GuestPathConflictError": "choose another guest path, or leave it out: one is generated",
+    "JournalError": "'hotlun journal show PATH' shows what stands in a journal",
     "NoAvailableLocationError": "release a disk, or start the VM with more --controllers",
     "BackendError": "--debug shows what was asked for, and what the other side answered",
 }

@@ -1,0 +1,140 @@
+"""Records: what is written down is read back the same, and what is no record is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hotlun import Disk, DiskKind, ImageFormat, MountConfig, Secret, Slot, Verity
+from hotlun.facts import Fact
+from hotlun.owners import NOBODY, Owner
+from hotlun.records import DiskRecord, GrantRecord, HolderRecord, MountRecord, salt_of
+
+SALT = b"salt"
+TEXT = st.text(st.characters(blacklist_characters="\0"), min_size=1, max_size=20)
+"""Lone surrogates too: names of files that are no UTF-8 come as those."""
+FACTS = st.sampled_from(Fact)
+
+CONFIGS = st.sampled_from(
+    [
+        MountConfig(),
+        MountConfig(partition=3, options=["noatime", "data=ordered", "noatime"], lazy_unmount=True),
+        MountConfig(filesystem="xfs", ensure_filesystem=True, preserve_data=True),
+        MountConfig(filesystem="ext4", ensure_filesystem=True, encrypted=True),
+        MountConfig(block_device=True, partition=1),
+        MountConfig(verity=Verity("ab" * 32, 4096)),
+        MountConfig(encrypted=True, key=Secret("sesame")),
+    ]
+)
+DISKS = st.one_of(
+    st.builds(
+        Disk,
+        TEXT,
+        st.just(DiskKind.VIRTUAL_DISK),
+        st.booleans(),
+        format=st.sampled_from([None, *ImageFormat]),
+    ),
+    st.builds(Disk, TEXT, st.just(DiskKind.PHYSICAL_DISK), st.booleans()),
+    st.builds(Disk, TEXT, st.just(DiskKind.EXTENSIBLE_VIRTUAL_DISK), st.booleans(), TEXT),
+)
+RECORDS = st.builds(
+    DiskRecord,
+    serial=st.just("h123"),
+    slot=st.builds(Slot, st.integers(0, 3), st.integers(0, 63)),
+    is_vacated=st.booleans(),
+    disk=DISKS,
+    identity=st.one_of(
+        st.tuples(st.just("file"), st.integers(0, 1 << 64), st.integers(0, 1 << 64)),
+        st.tuples(st.just("path"), TEXT, st.just("")),
+    ),
+    fact=FACTS,
+    grants=st.lists(st.builds(GrantRecord, TEXT, FACTS, TEXT), max_size=2).map(tuple),
+    mounts=st.lists(st.builds(MountRecord, TEXT, CONFIGS, FACTS), max_size=2).map(tuple),
+    holders=st.lists(
+        st.builds(
+            HolderRecord,
+            TEXT,
+            st.integers(0, 1 << 40),
+            st.sampled_from([NOBODY, Owner("job"), Owner("pid:7", 1234)]),
+            st.none() | TEXT,
+            st.just("") | TEXT,
+        ),
+        max_size=2,
+    ).map(tuple),
+    reason=TEXT,
+)
+
+
+@given(RECORDS)
+def test_what_is_written_is_read(record: DiskRecord) -> None:
+    """Equal in every part; options in their order; a key as what equals it."""
+    text = record.to_text(SALT)
+    again = DiskRecord.from_text(text)
+    assert again == record
+    assert [m.config.options for m in again.mounts] == [m.config.options for m in record.mounts]
+    assert again.to_text(b"another") == text
+    assert text.isascii()
+    assert "sesame" not in text
+
+
+def test_the_salt_is_found_again() -> None:
+    """So that a key of a later process has the same seal."""
+    mount = MountRecord("/m", MountConfig(encrypted=True, key=Secret("x")), Fact.YES)
+    disk = Disk("/d", DiskKind.VIRTUAL_DISK)
+    record = DiskRecord("h1", Slot(0, 0), False, disk, ("path", "/d", ""), Fact.YES, (), (mount,))
+    assert salt_of((DiskRecord.from_text(record.to_text(SALT)),)) == SALT
+    assert salt_of(()) is None
+
+
+GOOD = json.loads(
+    DiskRecord(
+        "h1",
+        Slot(0, 0),
+        False,
+        Disk("/d", DiskKind.VIRTUAL_DISK),
+        ("path", "/d", ""),
+        Fact.YES,
+        (GrantRecord("vm", Fact.YES),),
+        (MountRecord("/m", MountConfig(encrypted=True, key=Secret("x")), Fact.YES),),
+        (HolderRecord("h2", 0, NOBODY, "/m"),),
+    ).to_text(SALT)
+)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 2},
+        {"version": None},
+        {"slot": [0]},
+        {"slot": [-1, 0]},
+        {"disk": ["/d", "Floppy", False, "", None]},
+        {"disk": ["", "VirtualDisk", False, "", None]},
+        {"identity": ["path"]},
+        {"fact": "perhaps"},
+        {"grants": [["vm"]]},
+        {"mounts": [["/m", "yes", {"partition": -1}]]},
+        {"mounts": [["/m", "yes", {"colour": "red"}]]},
+        {"mounts": [["/m", "yes", {"encrypted": True, "key": ["zz", "zz"]}]]},
+        {"mounts": 5},
+        {"holders": [["h2"]]},
+        {"holders": None},
+    ],
+    ids=str,
+)
+def test_what_is_no_record(change: dict[str, Any]) -> None:
+    """Whatever is wrong with it, there is one error."""
+    DiskRecord.from_document(GOOD)
+    with pytest.raises(ValueError, match=r"version|no record of a disk"):
+        DiskRecord.from_document({**GOOD, **change})
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "5", "null", '"x"'])
+def test_what_is_no_document(text: str) -> None:
+    """Nor is this one."""
+    with pytest.raises(ValueError, match=r"Expecting|no record|version"):
+        DiskRecord.from_text(text)
