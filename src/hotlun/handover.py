@@ -71,5 +71,8 @@ def read(document: Mapping[str, Any], paths: Mapping[str, str]) -> tuple[DiskRec
 def _here(record: DiskRecord, paths: Mapping[str, str]) -> DiskRecord:
     if record.disk.kind is DiskKind.EXTENSIBLE_VIRTUAL_DISK:
         return record
-    _, path, identity = identify(moved(record.disk.path, paths))
-    return replace(record, disk=replace(record.disk, path=path), identity=identity)
+    old, new = record.disk.path, moved(record.disk.path, paths)
+    _, path, identity = identify(new)
+    # Access was granted to the file of before; to this one whoever put it here sees to it.
+    grants = record.grants if new == old else ()
+    return replace(record, disk=replace(record.disk, path=path), identity=identity, grants=grants)

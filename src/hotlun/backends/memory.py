@@ -19,6 +19,7 @@ things happen that nobody has asked for:
     host.vanish(serial)             # the disk is pulled; the guest keeps what it has
     guest.vanish("/mnt")            # somebody has unmounted it inside the guest
     guest.reset()                   # a reboot: nothing is mounted, every disk is found anew
+    host.end()                      # the hypervisor is killed
     host.tell(VMPaused("..."))      # whatever else `hotlun.events` has
 
 There is nothing on these disks: formats, encryption and verity are taken as done. A
@@ -32,8 +33,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from hotlun.errors import OutcomeUnknownError, SlotTakenError, UnsupportedError
-from hotlun.events import GuestReset
+from hotlun.errors import OutcomeUnknownError, SlotTakenError, UnsupportedError, VMGoneError
+from hotlun.events import GuestReset, VMGone
 from hotlun.model import DiskIdentity, GuestSurvey, Presence
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class _Script:
         self._faults: dict[str, list[_Fault]] = {}
         self._gates: list[Gate] = []
         self._listeners: list[Listener] = []
+        self._has_ended = False
 
     def fail(self, operation: str, error: BaseException, *, at: int = 1) -> None:
         """The `at`-th call from now raises this, and nothing happens."""
@@ -143,6 +145,11 @@ class _Script:
         its reply is lost.
         """
         self.calls.append(call)
+        if self._has_ended and call.operation not in ("grant_access", "revoke_access"):
+            raise VMGoneError(
+                "the VM is gone, and nothing is attached to it any more: forget its disks",
+                operation=call.operation,
+            )
         due = []
         for fault in self._faults.get(call.operation, ()):
             fault.calls_left -= 1
@@ -223,18 +230,17 @@ class MemoryHostBackend(_Script):
 
     def identity(self, attachment: Attachment) -> DiskIdentity:
         """Its serial; a disk in memory has no size."""
-        if self.attached.get(attachment.slot) != attachment:
+        if not self.has(attachment):
             raise self._violated(f"the identity of what is not attached: {attachment}")
         return DiskIdentity(attachment.serial)
 
     async def detach(self, attachment: Attachment) -> None:
         lost = await self._enter(Call("detach", attachment))
-        if self.attached.get(attachment.slot) == attachment:
+        if self.has(attachment):
             for guest in self._guests:
                 if attachment.serial in guest.plugged:
                     raise self._violated(f"a detach of what the guest still holds: {attachment}")
-            del self.attached[attachment.slot]
-            self._disks.remove(str(attachment.disk))
+            self._disks.remove(str(self.attached.pop(attachment.slot).disk))
             self.effects["detach"] += 1
         if lost is not None:
             raise lost
@@ -263,10 +269,12 @@ class MemoryHostBackend(_Script):
             raise lost
         if not self._surveys:
             return None
-        return {
-            a.serial: Presence.PRESENT if self.attached.get(a.slot) == a else Presence.ABSENT
-            for a in attachments
-        }
+        return {a.serial: Presence.PRESENT if self.has(a) else Presence.ABSENT for a in attachments}
+
+    def has(self, attachment: Attachment) -> bool:
+        """Whether it is attached where it says; its serial tells, whatever its path is now."""
+        there = self.attached.get(attachment.slot)
+        return there is not None and there.serial == attachment.serial
 
     def vanish(self, serial: str) -> None:
         """The disk with this serial is pulled: no detach, and the guest keeps what it has."""
@@ -274,6 +282,17 @@ class MemoryHostBackend(_Script):
         del self.attached[attachment.slot]
         self._disks.remove(str(attachment.disk))
         self.effects["lost"] += 1
+
+    def end(self) -> None:
+        """The hypervisor ends, and with it all that is attached, and the guest."""
+        self.effects["lost"] += len(self.attached)
+        self.attached.clear()
+        self._disks.clear()
+        for guest in self._guests:
+            guest._clear()
+        for backend in (self, *self._guests):
+            backend._has_ended = True
+            backend.tell(VMGone("it was ended"))
 
 
 class MemoryGuestBackend(_Script):
@@ -325,7 +344,7 @@ class MemoryGuestBackend(_Script):
         attachment = mount.attachment
         if attachment.serial in self._unplugged:
             raise self._violated(f"a mount of what the guest let go: {mount}")
-        if self._host is not None and self._host.attached.get(attachment.slot) != attachment:
+        if self._host is not None and not self._host.has(attachment):
             raise self._violated(f"a mount of what is not attached: {mount}")
         if mount.identity is not None and mount.identity.serial != attachment.serial:
             raise self._violated(f"a mount under another disk's identity: {mount}")
@@ -343,7 +362,7 @@ class MemoryGuestBackend(_Script):
 
     async def unmount(self, mount: GuestMount) -> None:
         lost = await self._enter(Call("unmount", mount))
-        if self.mounted.get(mount.path) == mount:
+        if self.has(mount):
             del self.mounted[mount.path]
             self._configs[mount.attachment.serial].remove(mount.config)
             self.effects["unmount"] += 1
@@ -371,18 +390,20 @@ class MemoryGuestBackend(_Script):
         if not self._surveys:
             return None
         here = {a.serial for a in attachments if self._has_device(a)}
-        there = (
-            mount
-            for mount in mounts
-            if mount.attachment.serial in here and self.mounted.get(mount.path) == mount
-        )
+        there = (mount for mount in mounts if mount.attachment.serial in here and self.has(mount))
         return GuestSurvey(frozenset(here), frozenset(there))
 
     def _has_device(self, attachment: Attachment) -> bool:
         if self._host is None:
             return attachment.serial in self.plugged
-        is_attached = self._host.attached.get(attachment.slot) == attachment
-        return is_attached and attachment.serial not in self._unplugged
+        return self._host.has(attachment) and attachment.serial not in self._unplugged
+
+    def has(self, mount: GuestMount) -> bool:
+        """Whether it is mounted as it says, from the disk with that serial."""
+        there = self.mounted.get(mount.path)
+        if there is None or there.attachment.serial != mount.attachment.serial:
+            return False
+        return there.config == mount.config
 
     def vanish(self, path: str) -> None:
         """Somebody unmounts it inside the guest."""
@@ -392,9 +413,12 @@ class MemoryGuestBackend(_Script):
 
     def reset(self) -> None:
         """The guest starts anew: nothing is mounted, and every disk that is attached is found."""
+        self._clear()
+        self.tell(GuestReset(by_guest=True))
+
+    def _clear(self) -> None:
         self.effects["lost"] += len(self.mounted)
         self.mounted.clear()
         self._configs.clear()
         self._unplugged.clear()
         self.plugged.clear()
-        self.tell(GuestReset(by_guest=True))

@@ -1,0 +1,477 @@
+"""Each disagreement between journal, hypervisor and guest, and how it is settled."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support.memory import EXT4, FORMATS, UP, VM, A, B, start, turns
+
+from hotlun import (
+    AlreadyReleasedError,
+    BackendError,
+    Finding,
+    HotlunError,
+    Manager,
+    MountConfig,
+    NotInitializedError,
+    OutcomeUnknownError,
+    Resolution,
+    Secret,
+    SlotState,
+    VMGoneError,
+)
+from hotlun import reconciler as reconciler_module
+from hotlun.events import (
+    ConnectionRestored,
+    DisagreementSettled,
+    Event,
+    GuestReset,
+    VMPaused,
+)
+from hotlun.journal import MemoryJournal
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from hotlun import Disagreement
+
+SCRATCH = MountConfig(filesystem="ext4", ensure_filesystem=True, encrypted=True)
+LOCKED = MountConfig(encrypted=True, key=Secret("sesame"))
+
+
+async def settled(vm: VM) -> list[tuple[Finding, Resolution]]:
+    """Reconcile; what was found, and how it was settled."""
+    return told(await vm.manager.reconcile())
+
+
+def told(disagreements: tuple[Disagreement, ...]) -> list[tuple[Finding, Resolution]]:
+    return [(one.finding, one.resolution) for one in disagreements]
+
+
+async def test_nothing_disagrees(vm: VM) -> None:
+    """What is as believed is left as it is, whatever is going on besides."""
+    mount = await vm.add(A, EXT4)
+    bare = await vm.add(B, None)
+    gate = vm.host.stall("attach")
+    adding = vm.start("/disks/d")
+    await gate.reached.wait()
+    vm.said()
+    assert await settled(vm) == []
+    assert vm.said() == ["survey", "survey"]
+    gate.open()
+    for one in (mount, bare, await adding):
+        await one.release()
+
+
+class TestLost:
+    async def test_a_disk_that_was_pulled(self, vm: VM) -> None:
+        """Its Mounts say so; each release succeeds, and the last one cleans up."""
+        one, other = await vm.add(A, EXT4), await vm.add(A, EXT4)
+        vm.host.vanish(one.serial)
+        assert await settled(vm) == [(Finding.DISK_GONE, Resolution.LOST)]
+        assert "hypervisor has it no more" in one.lost
+        assert "hypervisor has it no more" in other.lost
+        assert "lost" in repr(one)
+        assert vm.status().state is SlotState.TAKEN
+        assert "lost" in vm.status().reason
+        assert await settled(vm) == []
+        await one.release()
+        assert vm.guest.mounted
+        await other.release()
+        assert vm.status().state is SlotState.FREE
+        assert one.lost
+
+    async def test_an_add_of_it_attaches_it_afresh(self, vm: VM) -> None:
+        """After it has cleaned up; the old Mounts have nothing left to give back."""
+        old = await vm.add(A, EXT4)
+        vm.host.vanish(old.serial)
+        await settled(vm)
+        vm.said()
+        new = await vm.add(A, EXT4)
+        assert vm.said() == ["unmount", "unplug", "detach", *UP]
+        assert new.serial != old.serial
+        assert not new.lost
+        with pytest.raises(AlreadyReleasedError):
+            await old.release()
+        await new.release()
+
+    async def test_an_unmounted_scratch_disk(self, vm: VM) -> None:
+        """Its key is gone with the mount, so it cannot come back; the disk itself stays."""
+        scratch, bare = await vm.add(A, SCRATCH), await vm.add(A, None)
+        assert scratch.guest_path is not None
+        vm.guest.vanish(scratch.guest_path)
+        assert await settled(vm) == [(Finding.MOUNT_GONE, Resolution.LOST)]
+        assert "key" in scratch.lost
+        assert not bare.lost
+        await scratch.release()
+        assert vm.host.attached
+        again = await vm.add(A, SCRATCH)
+        await again.release()
+        await bare.release()
+
+    async def test_what_is_lost_stays_so(self) -> None:
+        """In the next process, too."""
+        journal = MemoryJournal()
+        vm = VM(journal=journal)
+        async with vm.manager:
+            mount = await vm.add(A, EXT4)
+            vm.host.vanish(mount.serial)
+            await settled(vm)
+        async with Manager(vm.host, vm.guest, journal=journal) as manager:
+            (again,) = manager.mounts
+            assert again.lost == mount.lost
+            await again.release()
+        vm.assert_backends_empty()
+
+
+class TestMountedAgain:
+    async def test_a_mount_that_somebody_removed(self, vm: VM) -> None:
+        """At the same path, for all who share it."""
+        one, other = await vm.add(A, FORMATS), await vm.add(A, FORMATS)
+        assert one.guest_path is not None
+        vm.guest.vanish(one.guest_path)
+        assert await settled(vm) == [(Finding.MOUNT_GONE, Resolution.REMOUNTED)]
+        assert one.guest_path in vm.guest.mounted
+        assert not one.lost
+        await one.release()
+        await other.release()
+
+    async def test_one_that_cannot_be_mounted_is_lost(self, vm: VM) -> None:
+        """Its release undoes what may be left of it; other Mounts of the disk are not concerned."""
+        mount, bare = await vm.add(A, EXT4), await vm.add(A, None)
+        assert mount.guest_path is not None
+        vm.guest.vanish(mount.guest_path)
+        vm.guest.fail("mount", BackendError("somebody else's there"))
+        (one,) = await vm.manager.reconcile()
+        assert (one.finding, one.resolution) == (Finding.MOUNT_GONE, Resolution.LOST)
+        assert "somebody else's there" in str(one)
+        assert "could not be made again" in mount.lost
+        assert not bare.lost
+        await mount.release()
+        again = await vm.add(A, EXT4)
+        await again.release()
+        await bare.release()
+
+    async def test_while_it_is_released(self, vm: VM) -> None:
+        """A release that comes meanwhile is a release."""
+        mount, bare = await vm.add(A, EXT4), await vm.add(A, None)
+        assert mount.guest_path is not None
+        vm.guest.vanish(mount.guest_path)
+        gate = vm.guest.stall("mount")
+        reconciling = start(vm.manager.reconcile())
+        await gate.reached.wait()
+        releasing = start(mount.release())
+        await turns()
+        gate.open()
+        await reconciling
+        await releasing
+        assert vm.guest.mounted == {}
+        await bare.release()
+
+    async def test_with_a_key_as_long_as_that_is_known(self) -> None:
+        """In the process that was given the key, or has been since; not in one that was not."""
+        journal = MemoryJournal()
+        vm = VM(journal=journal)
+        async with vm.manager:
+            mount = await vm.add(A, LOCKED)
+            assert mount.guest_path is not None
+            vm.guest.vanish(mount.guest_path)
+            assert await settled(vm) == [(Finding.MOUNT_GONE, Resolution.REMOUNTED)]
+        async with Manager(vm.host, vm.guest, journal=journal) as manager:
+            await manager.add_virtual_disk(A, mount=LOCKED)
+            vm.guest.vanish(mount.guest_path)
+            assert told(await manager.reconcile()) == [(Finding.MOUNT_GONE, Resolution.REMOUNTED)]
+        vm.guest.vanish(mount.guest_path)
+        async with Manager(vm.host, vm.guest, journal=journal) as manager:
+            assert all("key is not known" in mount.lost for mount in manager.mounts)
+            await manager.release_all()
+        vm.assert_backends_empty()
+
+    async def test_after_a_reset_everything_is(self, vm: VM) -> None:
+        """By itself, as soon as the guest answers; disks that are not mounted stay as they are."""
+        mounts = [await vm.add(A, EXT4), await vm.add(B, FORMATS), await vm.add("/disks/d", None)]
+        stream = vm.manager.events()
+        vm.guest.reset()
+        assert await anext(stream) == GuestReset(by_guest=True)
+        for _ in range(2):
+            event = await anext(stream)
+            assert isinstance(event, DisagreementSettled)
+            assert event.disagreement.resolution is Resolution.REMOUNTED
+        assert len(vm.guest.mounted) == 2
+        for mount in mounts:
+            await mount.release()
+
+
+class TestUnknownReleases:
+    """A Mount whose release ended unknown is held still; by asking it is found out."""
+
+    @pytest.mark.parametrize("happened", [False, True])
+    async def test_an_unmount(self, vm: VM, happened: bool) -> None:
+        """Mounted: as if nothing had been tried. Not mounted: the release goes on from there."""
+        mount, bare = await vm.add(A, EXT4), await vm.add(A, None)
+        vm.guest.lose("unmount", happened=happened)
+        with pytest.raises(OutcomeUnknownError):
+            await mount.release()
+        if happened:
+            assert await settled(vm) == [(Finding.UNMOUNTED, Resolution.NOTED)]
+        else:
+            assert await settled(vm) == [(Finding.MOUNT_KEPT, Resolution.ADOPTED)]
+            sharing = await vm.add(A, EXT4)
+            assert sharing.guest_path == mount.guest_path
+            await sharing.release()
+        assert await settled(vm) == []
+        vm.said()
+        await mount.release()
+        assert vm.said() == ([] if happened else ["unmount"])
+        await bare.release()
+
+    @pytest.mark.parametrize("happened", [False, True])
+    async def test_an_unplug(self, vm: VM, happened: bool) -> None:
+        """The guest has the device: it can be shared again. It has let go: it is detached."""
+        mount = await vm.add(A, None)
+        vm.guest.lose("unplug", happened=happened)
+        with pytest.raises(OutcomeUnknownError):
+            await mount.release()
+        if happened:
+            assert await settled(vm) == [(Finding.DEVICE_GONE, Resolution.NOTED)]
+        else:
+            assert await settled(vm) == [(Finding.DEVICE_KEPT, Resolution.ADOPTED)]
+            sharing = await vm.add(A, EXT4)
+            assert sharing.serial == mount.serial
+            await sharing.release()
+        vm.said()
+        await mount.release()
+        assert vm.said() == (["detach"] if happened else ["unplug", "detach"])
+
+    async def test_a_device_that_came_back(self, vm: VM) -> None:
+        """Let go, and found again by a guest that was reset: it is unplugged once more."""
+        mount = await vm.add(A, None)
+        vm.host.fail("detach", BackendError("no"))
+        with pytest.raises(BackendError):
+            await mount.release()
+        vm.guest._unplugged.clear()
+        assert await settled(vm) == [(Finding.DISK_BACK, Resolution.NOTED)]
+        vm.said()
+        await mount.release()
+        assert vm.said() == ["unplug", "detach"]
+
+
+class TestNobodyHoldsIt:
+    async def test_a_stuck_disk_is_undone(self, vm: VM) -> None:
+        """Quarantine ends with the first asking that finds both sides answering."""
+        await quarantine(vm)
+        assert await settled(vm) == [(Finding.ATTACHED_UNSEEN, Resolution.UNDONE)]
+        assert vm.status().state is SlotState.FREE
+
+    async def test_one_that_was_never_attached(self, vm: VM) -> None:
+        """Nothing is there; the slot is free."""
+        await quarantine(vm, happened=False)
+        assert await settled(vm) == [(Finding.NEVER_ATTACHED, Resolution.UNDONE)]
+        assert vm.status().state is SlotState.FREE
+
+    async def test_one_that_stays_stuck(self, vm: VM) -> None:
+        """It is named with its reason, which `slots()` has as well."""
+        await quarantine(vm)
+        vm.guest.fail("unplug", BackendError("still no"))
+        (one,) = await vm.manager.reconcile()
+        assert one.resolution is Resolution.STUCK
+        assert "still no" in str(one)
+        assert vm.status().state is SlotState.QUARANTINED
+        assert "still no" in vm.status().reason
+        assert await settled(vm) == [(Finding.ATTACHED_UNSEEN, Resolution.UNDONE)]
+
+    async def test_a_mount_on_a_disk_that_others_hold(self, vm: VM) -> None:
+        """Only the mount is undone."""
+        bare = await vm.add(A, None)
+        vm.guest.lose("mount", happened=True)
+        vm.guest.fail("unmount", BackendError("busy"))
+        with pytest.raises(OutcomeUnknownError):
+            await vm.add(A, EXT4)
+        assert await settled(vm) == [(Finding.MOUNTED_UNSEEN, Resolution.UNDONE)]
+        assert vm.guest.mounted == {}
+        await bare.release()
+
+
+class TestByItself:
+    """Whatever is unresolved is asked about again, and tried again, without anybody's doing."""
+
+    @pytest.fixture
+    def short_pauses(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(reconciler_module, "FIRST_PAUSE", 0.02)
+        monkeypatch.setattr(reconciler_module, "LONGEST_PAUSE", 0.05)
+
+    async def test_as_soon_as_a_connection_is_back(self, vm: VM) -> None:
+        """Which the backend tells."""
+        await quarantine(vm)
+        stream = vm.manager.events()
+        vm.host.tell(ConnectionRestored("host"))
+        assert await anext(stream) == ConnectionRestored("host")
+        assert isinstance(await anext(stream), DisagreementSettled)
+        assert vm.status().state is SlotState.FREE
+
+    @pytest.mark.usefixtures("short_pauses")
+    async def test_after_pauses(self, vm: VM) -> None:
+        """As often as it takes."""
+        stream = vm.manager.events()
+        await quarantine(vm)
+        for at in range(1, 4):
+            vm.guest.fail("unplug", BackendError("not yet"), at=at)
+        resolutions = [await resolution(stream) for _ in range(4)]
+        assert resolutions == [Resolution.STUCK] * 3 + [Resolution.UNDONE]
+        assert vm.status().state is SlotState.FREE
+
+    @pytest.mark.usefixtures("short_pauses")
+    async def test_a_guest_that_does_not_answer_is_asked_again(self, vm: VM) -> None:
+        """After a reset it takes its time."""
+        mount = await vm.add(A, EXT4)
+        for at in range(1, 4):
+            vm.guest.fail("survey", BackendError("booting"), at=at)
+        stream = vm.manager.events()
+        vm.guest.reset()
+        assert isinstance(await anext(stream), GuestReset)
+        assert await resolution(stream) is Resolution.REMOUNTED
+        assert mount.guest_path in vm.guest.mounted
+        await mount.release()
+
+    @pytest.mark.usefixtures("short_pauses")
+    async def test_a_hypervisor_that_does_not_answer_is_asked_again(self, vm: VM) -> None:
+        """Nothing is decided without it."""
+        await quarantine(vm)
+        vm.host.fail("survey", BackendError("busy"))
+        stream = vm.manager.events()
+        assert await resolution(stream) is Resolution.UNDONE
+
+    async def test_nothing_is_when_nothing_is_unresolved(self, vm: VM) -> None:
+        """No task waits for what may never come."""
+        before = asyncio.all_tasks()
+        mount = await vm.add()
+        vm.host.tell(ConnectionRestored("host"))
+        await turns()
+        assert asyncio.all_tasks() == before
+        await mount.release()
+
+
+class TestOnEntering:
+    @pytest.mark.parametrize("side", ["host", "guest"])
+    async def test_a_side_that_does_not_answer(self, side: str) -> None:
+        """Without the hypervisor it cannot be entered; a guest is asked again later."""
+        journal = MemoryJournal()
+        vm = VM(journal=journal)
+        async with vm.manager:
+            mount = await vm.add(A, EXT4)
+        backend: Any = getattr(vm, side)
+        backend.fail("survey", BackendError("nobody there"))
+        manager = Manager(vm.host, vm.guest, journal=journal)
+        if side == "host":
+            with pytest.raises(BackendError):
+                await manager.__aenter__()
+        async with manager:
+            assert [m.id for m in manager.mounts] == [mount.id]
+            await manager.release_all()
+        vm.assert_backends_empty()
+
+    async def test_what_is_settled_is_told(self) -> None:
+        """To who listens already: a stream can be had before."""
+        journal = MemoryJournal()
+        vm = VM(journal=journal)
+        async with vm.manager:
+            mount = await vm.add(A, EXT4)
+        vm.host.vanish(mount.serial)
+        manager = Manager(vm.host, vm.guest, journal=journal)
+        stream = manager.events()
+        async with manager:
+            assert await resolution(stream) is Resolution.LOST
+            await manager.release_all()
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+
+    async def test_it_is_asked_for_in_time(self) -> None:
+        """Before and after, nobody can be asked."""
+        vm = VM()
+        with pytest.raises(NotInitializedError):
+            await vm.manager.reconcile()
+        async with vm.manager:
+            vm.host.tell(VMPaused())
+        with pytest.raises(NotInitializedError):
+            await vm.manager.reconcile()
+        vm.host.tell(VMPaused())  # nobody listens any more
+
+
+class TestTheVMIsGone:
+    async def test_everything_ends_with_one_error(self) -> None:
+        """Promptly, whatever is asked for; what is under way, too."""
+        vm = VM()
+        with pytest.raises(ExceptionGroup) as left:
+            async with vm.manager:
+                mounts = [await vm.add(A, EXT4), await vm.add(B, None)]
+                gate = vm.host.stall("attach")
+                adding = vm.start("/disks/d")
+                await gate.reached.wait()
+                vm.host.end()
+                gate.open()
+                for work in (adding, vm.add("/disks/e"), mounts[0].release(), mounts[1].release()):
+                    with pytest.raises(VMGoneError):
+                        await work
+                with pytest.raises(VMGoneError):
+                    await vm.manager.reconcile()
+        (error,) = left.value.exceptions
+        assert isinstance(error, VMGoneError)
+
+    async def test_it_is_forgotten(self) -> None:
+        """Nobody is asked to undo anything; what was granted is revoked, the journal is empty."""
+        journal = MemoryJournal()
+        vm = VM(journal=journal)
+        async with vm.manager as manager:
+            mounts = [await vm.add(A, EXT4, vm_id="one"), await vm.add(A, None)]
+            vm.host.end()
+            vm.said()
+            await manager.forget()
+            assert vm.said() == ["survey", "revoke_access"]
+            assert manager.mounts == ()
+            assert [mount.lost for mount in mounts] == ["the VM is gone"] * 2
+            with pytest.raises(AlreadyReleasedError):
+                await mounts[0].release()
+        assert journal.open() == []
+        vm.assert_empty()
+
+    async def test_one_that_still_runs_is_not_forgotten(self, vm: VM) -> None:
+        """Unless it is insisted upon."""
+        mount = await vm.add(A, EXT4)
+        with pytest.raises(HotlunError, match="still runs"):
+            await vm.manager.forget()
+        assert vm.manager.mounts == (mount,)
+        await mount.release()
+
+    async def test_a_revoke_that_fails_can_be_tried_again(self) -> None:
+        """What is to be revoked is not forgotten."""
+        vm = VM()
+        async with vm.manager as manager:
+            await vm.add(A, None, vm_id="one")
+            vm.host.end()
+            for at in (1, 2):
+                vm.host.fail("revoke_access", BackendError("no"), at=at)
+            with pytest.raises(ExceptionGroup):
+                await manager.forget()
+            assert vm.host.granted
+            await manager.forget()
+        vm.assert_empty()
+
+
+async def quarantine(vm: VM, happened: bool = True) -> None:
+    """A disk whose attach ended unknown, and whose clean-up failed at once."""
+    vm.host.lose("attach", happened=happened)
+    vm.guest.fail("unplug", BackendError("not now"))
+    with pytest.raises(OutcomeUnknownError):
+        await vm.add(A, None)
+    assert vm.status().state is SlotState.QUARANTINED
+
+
+async def resolution(stream: AsyncIterator[Event]) -> Resolution:
+    """Of the next disagreement that is settled."""
+    async with asyncio.timeout(10):
+        async for event in stream:
+            if isinstance(event, DisagreementSettled):
+                return event.disagreement.resolution
+    raise AssertionError("no disagreement was settled")
