@@ -7,6 +7,7 @@ recorder    when, and from what: this file
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from hotlun.facts import Thing
     from hotlun.journal import Journal
+    from hotlun.records import Identity
 
 _log = logging.getLogger("hotlun")
 
@@ -44,8 +46,8 @@ class Recorder:
         self._is_open = False
         self.salt = secrets.token_bytes(16)
         """What keys are sealed with."""
-        self._written: dict[DiskState, tuple[str, str]] = {}
-        """Under which name each disk stands there, and what."""
+        self._written: dict[DiskState, str] = {}
+        """What stands there of each disk."""
 
     def open(self) -> tuple[DiskRecord, ...]:
         """Take the journal; what stands there, oldest first.
@@ -77,7 +79,7 @@ class Recorder:
 
     def adopt(self, disk: DiskState) -> None:
         """The disk was made of what stands in the journal."""
-        self._written[disk] = (disk.attachment.serial, "")
+        self._written[disk] = ""
 
     def write(self, disk: DiskState) -> None:
         """Have the journal say what is known of the disk, and what is about to happen to it.
@@ -87,20 +89,16 @@ class Recorder:
         """
         if self._journal is None or not self._is_open:
             return
-        name, text = self._written.get(disk, ("", ""))
+        name = name_of(disk.identity)
         if disk.is_gone:
-            if name:
+            if disk in self._written:
                 self._journal.write(name, None)
                 del self._written[disk]
             return
-        serial = disk.attachment.serial
-        if name and name != serial:  # it moved to another slot, and nothing is of the old name
-            self._journal.write(name, None)
-            del self._written[disk]
-        now = record_of(disk).to_text(self.salt)
-        if now != text:
-            self._journal.write(serial, now)
-            self._written[disk] = (serial, now)
+        text = record_of(disk).to_text(self.salt)
+        if text != self._written.get(disk):
+            self._journal.write(name, text)
+            self._written[disk] = text
 
     def write_late(self, disk: DiskState) -> None:
         """As `write`, of what has happened already: that it cannot be written undoes nothing.
@@ -111,6 +109,11 @@ class Recorder:
             self.write(disk)
         except JournalError as error:
             _log.error("disk %s: %s", disk.attachment.disk, error)
+
+
+def name_of(identity: Identity) -> str:
+    """A document's name: what makes it this disk. Its serial can change, with its slot."""
+    return json.dumps(identity)
 
 
 def understood(documents: Iterable[str], name: str) -> tuple[DiskRecord, ...]:

@@ -2,9 +2,10 @@
 
 The model knows nothing of slots' tables, facts or workers: it follows the calls
 from outside. A disk is *held* by the Mounts that were returned and not given
-back. Rules start work, script faults, cancel callers and let the loop turn;
-whatever they do, what is held is attached and mounted, the backends see nothing
-impossible, and after draining nothing is left.
+back. Rules start work, script faults, cancel callers and let the loop turn; they kill the
+process at some point to come, and start another one on its journal; and they pull disks
+and unmount things behind the Manager's back. Whatever they do, what is held is attached and
+mounted, the backends see nothing impossible, and after draining nothing is left.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+from support.fuse import Fuse, FusedGuest, FusedHost, FusedJournal, Killed
 from support.hang import bounded
 from support.storm import CONFIGS, EXPECTED, assert_drained
 
@@ -39,6 +41,7 @@ from hotlun import (
     Slot,
 )
 from hotlun.backends.memory import Gate, MemoryGuestBackend, MemoryHostBackend
+from hotlun.journal import MemoryJournal
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -70,9 +73,22 @@ class ManagerMachine(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.host = MemoryHostBackend(taken=[Slot(0, 1)])
         self.guest = MemoryGuestBackend(self.host)
-        self.manager = Manager(self.host, self.guest, controllers=1, luns_per_controller=4)
+        self.journal = MemoryJournal()
         self.held: list[Held] = []
+        self.doubted: set[str] = set()
         self.tasks: set[asyncio.Task[None]] = set()
+        self._begin()
+
+    def _begin(self) -> None:
+        """A process: a Manager on the journal, and a fuse at which it ends."""
+        self.fuse = Fuse()
+        self.manager = Manager(
+            FusedHost(self.host, self.fuse),
+            FusedGuest(self.guest, self.fuse),
+            controllers=1,
+            luns_per_controller=4,
+            journal=FusedJournal(self.journal, self.fuse),
+        )
         self._run(self.manager.__aenter__())
 
     # --- Rules ---
@@ -122,6 +138,35 @@ class ManagerMachine(RuleBasedStateMachine):
     def release_all(self) -> None:
         self._start(self._release_all())
 
+    @rule(points=st.integers(1, 40))
+    def kill(self, points: int) -> None:
+        """The process is going to end before or after some write or call of a backend."""
+        self.fuse.at = self.fuse.count + points
+
+    @precondition(lambda self: self.host.attached)
+    @rule(data=st.data())
+    def pull_a_disk(self, data: st.DataObject) -> None:
+        serials = sorted(attachment.serial for attachment in self.host.attached.values())
+        serial = data.draw(st.sampled_from(serials))
+        self.host.vanish(serial)
+        self._doubt({serial})
+
+    @precondition(lambda self: self.guest.mounted)
+    @rule(data=st.data())
+    def unmount_in_the_guest(self, data: st.DataObject) -> None:
+        path = data.draw(st.sampled_from(sorted(self.guest.mounted)))
+        self._doubt({self.guest.mounted[path].attachment.serial})
+        self.guest.vanish(path)
+
+    @rule()
+    def reset_the_guest(self) -> None:
+        self._doubt(set(self.host.serials))
+        self._run(self._reset())
+
+    @rule()
+    def reconcile(self) -> None:
+        self._start(self._reconcile())
+
     # --- What must hold ---
 
     @invariant()
@@ -158,8 +203,10 @@ class ManagerMachine(RuleBasedStateMachine):
         try:
             self.host.clear_faults()
             self.guest.clear_faults()
+            self.fuse.at = 0
             self._run(self._drain())
             assert_drained(self.manager, self.host, self.guest)
+            assert self.journal.open() == []
         finally:
             self.loop.close()
 
@@ -181,6 +228,7 @@ class ManagerMachine(RuleBasedStateMachine):
         else:
             assert mount.disk.read_only == read_only
             self.held.append(Held(mount, config))
+            self._doubt(self.doubted)
 
     async def _release(self, held: Held) -> None:
         held.is_certain = False
@@ -200,11 +248,49 @@ class ManagerMachine(RuleBasedStateMachine):
         with contextlib.suppress(ExceptionGroup):
             await self.manager.release_all()
 
+    async def _reset(self) -> None:
+        self.guest.reset()
+
+    async def _reconcile(self) -> None:
+        await self.manager.reconcile()
+
+    def _doubt(self, serials: set[str]) -> None:
+        """Something was done to these behind the Manager's back."""
+        self.doubted |= serials
+        for held in self.held:
+            held.is_certain = held.is_certain and held.mount.serial not in serials
+
     async def _drain(self) -> None:
         while self.tasks:
             await asyncio.wait(self.tasks)
         await self.manager.release_all()
         await self.manager.__aexit__(None, None, None)
+
+    # --- The end of a process, and the next one ---
+
+    def _end(self) -> None:
+        """All that it did has an end, and no effect any more; then another one begins."""
+        self.loop.set_exception_handler(lambda *_: None)
+        bounded(self.loop, self._die())
+        self.journal.close()
+        self.host.clear_faults()
+        self.guest.clear_faults()
+        before = {held.mount.id: held for held in self.held}
+        self._begin()
+        now = {mount.id: mount for mount in self.manager.mounts}
+        missing = [h for name, h in before.items() if h.is_certain and name not in now]
+        assert not missing, "a Mount that was held did not survive"
+        self.held = []
+        for name, mount in now.items():
+            held = Held(mount, mount.config)
+            held.is_certain = name in before and before[name].is_certain
+            self.held.append(held)
+
+    async def _die(self) -> None:
+        while rest := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in rest:
+                task.cancel()
+            await asyncio.gather(*rest, return_exceptions=True)
 
     async def _turns(self, count: int) -> None:
         for _ in range(count):
@@ -220,7 +306,12 @@ class ManagerMachine(RuleBasedStateMachine):
         return task
 
     def _run(self, work: Coroutine[object, object, object]) -> None:
-        bounded(self.loop, work)
+        try:
+            bounded(self.loop, work)
+        except Killed:
+            assert self.fuse.is_blown
+        if self.fuse.is_blown:
+            self._end()
 
 
 ManagerMachine.TestCase.settings = settings(

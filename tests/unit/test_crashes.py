@@ -14,7 +14,7 @@ from support.fuse import Fuse, FusedGuest, FusedHost, FusedJournal
 from support.memory import EXT4
 from support.script import run_script
 
-from hotlun import Manager, SlotState
+from hotlun import Manager, Slot, SlotState
 from hotlun.backends.memory import MemoryGuestBackend, MemoryHostBackend
 from hotlun.journal import SQLiteJournal
 
@@ -72,7 +72,8 @@ class World:
             held = {mount.serial for mount in manager.mounts}
             assert {a.serial for a in self.host.attached.values()} <= held
             await manager.release_all()
-            assert {status.state for status in manager.slots()} == {SlotState.FREE}
+            states = {status.state for status in manager.slots()}
+            assert states <= {SlotState.FREE, SlotState.RESERVED}
 
     def assert_empty(self) -> None:
         assert self.host.violations == self.guest.violations == []
@@ -127,3 +128,16 @@ async def test_killed_again_while_it_settles(tmp_path: Path) -> None:
             await world.live_and_die(Fuse(second))
             await world.drain()
             world.assert_empty()
+
+
+async def test_a_disk_that_moves_to_another_slot_is_never_out_of_the_journal(
+    tmp_path: Path,
+) -> None:
+    """It gets a new serial with its new slot, and what was granted before is still known."""
+    for at in range(1, 14):
+        world = World(tmp_path / f"{at}")
+        world.host = MemoryHostBackend(taken=[Slot(0, 0)])
+        world.guest = MemoryGuestBackend(world.host)
+        await world.live_and_die(Fuse(at))
+        await world.drain()
+        world.assert_empty()

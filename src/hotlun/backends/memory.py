@@ -33,7 +33,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from hotlun.errors import OutcomeUnknownError, SlotTakenError, UnsupportedError, VMGoneError
+from hotlun.errors import (
+    BackendError,
+    OutcomeUnknownError,
+    SlotTakenError,
+    UnsupportedError,
+    VMGoneError,
+)
 from hotlun.events import GuestReset, VMGone
 from hotlun.model import DiskIdentity, GuestSurvey, Presence
 
@@ -199,7 +205,9 @@ class MemoryHostBackend(_Script):
         """The (disk, vm_id) pairs that may be opened now."""
         self._occupied = frozenset(occupied)
         self._taken = frozenset(taken) | self._occupied
-        self._serials: set[str] = set()
+        self.serials: set[str] = set()
+        """Of all that was ever to be attached."""
+        self._vanished: set[str] = set()
         self._disks: set[str] = set()
         self._guests: list[MemoryGuestBackend] = []
 
@@ -207,9 +215,9 @@ class MemoryHostBackend(_Script):
         return self._occupied
 
     async def attach(self, attachment: Attachment) -> None:
-        if attachment.serial in self._serials:
+        if attachment.serial in self.serials:
             raise self._violated(f"a serial used twice: {attachment}")
-        self._serials.add(attachment.serial)
+        self.serials.add(attachment.serial)
         lost = await self._enter(Call("attach", attachment))
         if attachment.slot in self._taken:
             raise SlotTakenError(
@@ -230,7 +238,7 @@ class MemoryHostBackend(_Script):
 
     def identity(self, attachment: Attachment) -> DiskIdentity:
         """Its serial; a disk in memory has no size."""
-        if not self.has(attachment):
+        if not self.has(attachment) and attachment.serial not in self._vanished:
             raise self._violated(f"the identity of what is not attached: {attachment}")
         return DiskIdentity(attachment.serial)
 
@@ -281,11 +289,13 @@ class MemoryHostBackend(_Script):
         attachment = next(a for a in self.attached.values() if a.serial == serial)
         del self.attached[attachment.slot]
         self._disks.remove(str(attachment.disk))
+        self._vanished.add(serial)
         self.effects["lost"] += 1
 
     def end(self) -> None:
         """The hypervisor ends, and with it all that is attached, and the guest."""
         self.effects["lost"] += len(self.attached)
+        self._vanished.update(attachment.serial for attachment in self.attached.values())
         self.attached.clear()
         self._disks.clear()
         for guest in self._guests:
@@ -344,6 +354,13 @@ class MemoryGuestBackend(_Script):
         attachment = mount.attachment
         if attachment.serial in self._unplugged:
             raise self._violated(f"a mount of what the guest let go: {mount}")
+        if self._host is not None and attachment.serial in self._host._vanished:
+            raise BackendError(
+                f"the guest finds no disk at slot {attachment.slot}: look what has become of it",
+                operation="mount",
+                slot=attachment.slot,
+                disk=attachment.disk,
+            )
         if self._host is not None and not self._host.has(attachment):
             raise self._violated(f"a mount of what is not attached: {mount}")
         if mount.identity is not None and mount.identity.serial != attachment.serial:

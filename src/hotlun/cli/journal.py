@@ -51,7 +51,7 @@ def forget(path: str, yes: bool) -> None:
     """
     from hotlun.backends.access import AccessGrants
     from hotlun.journal import SQLiteJournal
-    from hotlun.recorder import understood
+    from hotlun.recorder import name_of, understood
 
     database = SQLiteJournal(path)
     try:
@@ -65,7 +65,7 @@ def forget(path: str, yes: bool) -> None:
         for disk, grant in granted:
             access.revoke(disk, grant.vm_id)
         for record in records:
-            database.write(record.serial, None)
+            database.write(name_of(record.identity), None)
     finally:
         database.close()
     click.echo(f"{len(records)} disks are forgotten")
