@@ -404,7 +404,8 @@ class Manager:
 
     async def _seal(self, key: Secret) -> None:
         """Have a key's seal worked out before it is needed: that takes too long for a loop."""
-        if self._survives or self._brought:
+        is_needed = self._survives or self._brought
+        if is_needed and not key.has_seal(self._recorder.salt):
             await asyncio.to_thread(key.seal, self._recorder.salt)
 
     async def _answered(self, disk: DiskState, answer: asyncio.Future[None]) -> None:

@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("hotlun")
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
-"""Seconds between two tries to resolve what no event announces to be resolvable."""
-
 
 def judge_all(disks: Iterable[DiskState], seen: Seen) -> Findings:
     """Judge each of them; what was found, with the disk that it is about."""
@@ -60,6 +57,8 @@ class Reconciler:
         self._disks = disks
         self._worker = worker
         self._tell = tell
+        self.first_pause, self.longest_pause = 1.0, 30.0
+        """Seconds between two tries to resolve what no event announces to be resolvable."""
         self._is_active = False
         self._is_urgent = asyncio.Event()
         self._has_answered = True
@@ -145,14 +144,14 @@ class Reconciler:
             self._recovery = asyncio.get_running_loop().create_task(self._recover())
 
     async def _recover(self) -> None:
-        pause = FIRST_PAUSE
+        pause = self.first_pause
         while True:
             try:
                 async with asyncio.timeout(pause):
                     await self._is_urgent.wait()
-                pause = FIRST_PAUSE
+                pause = self.first_pause
             except TimeoutError:
-                pause = min(2 * pause, LONGEST_PAUSE)
+                pause = min(2 * pause, self.longest_pause)
             self._is_urgent.clear()
             try:
                 await self.reconcile()

@@ -87,6 +87,10 @@ class Secret:
             raise ValueError("only the seal of this secret is known: give the secret itself again")
         return self._value
 
+    def has_seal(self, salt: bytes) -> bool:
+        """Whether `seal` answers at once."""
+        return self.is_sealed or salt in self._seals
+
     def seal(self, salt: bytes) -> Seal:
         """What may be written down of it. The first time takes some 40 ms: not for a loop.
 

@@ -51,6 +51,11 @@ OPERATIONS = st.sampled_from(
     ["attach", "detach", "grant_access", "revoke_access", "mount", "unmount", "unplug"]
 )
 
+SALT = b"salt"
+for config in CONFIGS:
+    if config is not None and config.key is not None:
+        config.key.seal(SALT)  # now, and not in a thread that takes its time
+
 
 class Held:
     """What the model believes of one Mount: held until its release began."""
@@ -89,6 +94,9 @@ class ManagerMachine(RuleBasedStateMachine):
             luns_per_controller=4,
             journal=FusedJournal(self.journal, self.fuse),
         )
+        # What time decides is different each time.
+        self.manager._reconciler.first_pause = 3600
+        self.manager._recorder.salt = SALT
         self._run(self.manager.__aenter__())
 
     # --- Rules ---
@@ -162,6 +170,7 @@ class ManagerMachine(RuleBasedStateMachine):
     def reset_the_guest(self) -> None:
         self._doubt(set(self.host.serials))
         self._run(self._reset())
+        self._doubt(set(self.host.serials))  # of what was attached meanwhile, too
 
     @rule()
     def reconcile(self) -> None:

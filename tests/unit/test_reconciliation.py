@@ -22,7 +22,6 @@ from hotlun import (
     SlotState,
     VMGoneError,
 )
-from hotlun import reconciler as reconciler_module
 from hotlun.events import (
     ConnectionRestored,
     DisagreementSettled,
@@ -298,9 +297,9 @@ class TestByItself:
     """Whatever is unresolved is asked about again, and tried again, without anybody's doing."""
 
     @pytest.fixture
-    def short_pauses(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(reconciler_module, "FIRST_PAUSE", 0.02)
-        monkeypatch.setattr(reconciler_module, "LONGEST_PAUSE", 0.05)
+    def short_pauses(self, vm: VM) -> None:
+        vm.manager._reconciler.first_pause = 0.02
+        vm.manager._reconciler.longest_pause = 0.05
 
     async def test_as_soon_as_a_connection_is_back(self, vm: VM) -> None:
         """Which the backend tells."""
