@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from hotlun.vm.process import Process
 
 
+MIGRATION_TIMEOUT = 120.0
+"""Seconds for a guest to move; half a gigabyte of memory takes a few."""
+RESET_TIMEOUT = 120.0
+"""Seconds for a guest to be up again."""
+
+
 class Machine:
     """A running VM of our own, with empty SCSI controllers `scsi0`, `scsi1`...
 
@@ -36,23 +42,18 @@ class Machine:
         pid: QEMU's process id.
     """
 
-    def __init__(
-        self,
-        hardware: Hardware,
-        runtime: Runtime,
-        process: Process,
-        guest_exec: asyncio.Task[GuestExec],
-    ) -> None:
+    def __init__(self, hardware: Hardware, runtime: Runtime, process: Process) -> None:
         # Typed for the usual case, so that it needs no assertion; None until connected.
         self.host = cast("QEMUHostBackend", None)
         self.guest = cast("BridgeGuestBackend", None)
         self.qmp_socket = runtime.socket("qmp")
         self.agent_socket = runtime.socket("agent")
         self._control = runtime.socket("control")
+        self._guest_socket = runtime.socket("guest")
         self.controllers = hardware.controller_ids
         self.pid = process.pid
         self._process = process
-        self._guest_exec = guest_exec
+        self._guest_exec: asyncio.Task[GuestExec] | None = None  # None without a guest
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -65,6 +66,7 @@ class Machine:
         connect: bool = True,
         *,
         extra_arguments: Sequence[str] = (),
+        incoming: str = "",
         user: str = "",
         accelerator: Accelerator | None = None,
     ) -> AsyncIterator[Machine]:
@@ -74,13 +76,19 @@ class Machine:
         network; the first start of some hardware boots and takes a snapshot; from
         then on the snapshot is restored.
 
+        With `incoming` nothing is booted: QEMU listens there, and `migrate` of another
+        machine of the same arguments moves its guest here. Say `await arrived()` then.
+
         Args:
             controllers: how many virtio-scsi controllers, 1 to 8.
             memory_mib: the guest's memory, which also holds what it writes to its root.
             cpus: virtual processors.
             timeout: seconds for the guest to come up, and for each backend to connect.
             connect: whether to connect the backends. If not, both sockets are free.
+                With `incoming` they are not connected, whatever this says.
             extra_arguments: for QEMU's command line; such a VM is booted each time.
+                With `incoming`: the disks that the guest brings along.
+            incoming: QEMU's URI of where a guest will come from, `unix:/PATH` for one.
             user: name or uid that QEMU is to run as (needs root).
             accelerator: None for KVM where it works, else TCG.
 
@@ -93,13 +101,16 @@ class Machine:
         async with contextlib.AsyncExitStack() as stack:
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="hotlun-vm-"))
             runtime = Runtime(directory)
-            process = await power_on(hardware, runtime, timeout=timeout, accelerator=accelerator)
+            process = await power_on(
+                hardware, runtime, timeout=timeout, accelerator=accelerator, incoming=incoming
+            )
             stack.push_async_callback(process.end)
-            # qemu-guest-agent looks for a host ten times a second only: let it meanwhile.
-            opening = asyncio.create_task(GuestExec.open(runtime.socket("guest"), timeout=timeout))
-            stack.push_async_callback(_close, opening)
-            machine = cls(hardware, runtime, process, opening)
-            if connect:
+            machine = cls(hardware, runtime, process)
+            stack.push_async_callback(machine._hang_up)
+            if not incoming:
+                # qemu-guest-agent looks for a host ten times a second only: let it meanwhile.
+                machine._call(timeout)
+            if connect and not incoming:
                 machine.host = await stack.enter_async_context(
                     QEMUHostBackend.connect(
                         machine.qmp_socket, controllers=machine.controllers, timeout=timeout
@@ -117,10 +128,15 @@ class Machine:
         A returncode that is not zero does not raise. Commands may run side by side.
 
         Raises:
-            MachineError: the VM has gone.
+            MachineError: the VM has gone, or its guest has not arrived yet.
             OutcomeUnknownError: the command did not end within `timeout` seconds,
-                or the VM went away while it ran.
+                or the VM went away, or was reset, while it ran.
         """
+        if self._guest_exec is None:
+            raise MachineError(
+                "there is no guest here yet: migrate one here, then await arrived()",
+                operation="run",
+            )
         guest = await asyncio.shield(self._guest_exec)
         return await guest.run(["/bin/sh", "-c", command], timeout=timeout)
 
@@ -138,6 +154,84 @@ class Machine:
         except TimeoutError as error:
             raise MachineError(f"no answer to {command} within {timeout:g} s") from error
 
+    async def migrate(self, uri: str, *, timeout: float = MIGRATION_TIMEOUT) -> None:
+        """Move the guest to the machine that was started with `incoming=uri`; live.
+
+        When this returns the guest runs there (or is about to: see `arrived`), and here it
+        stands still, its disks let go of. If it fails, the guest goes on here.
+
+        Args:
+            uri: as in `incoming`. QEMU connects as the user that it runs as.
+            timeout: seconds; after that the migration is cancelled.
+
+        Raises:
+            MachineError: it failed, in QEMU's words, or took too long.
+        """
+        try:
+            async with asyncio.timeout(timeout), Monitor.connect(self._control) as monitor:
+                await monitor.migrate(uri)
+        except TimeoutError as error:
+            await self.query("migrate_cancel")
+            raise MachineError(
+                f"the guest was not at {uri} within {timeout:g} s: the migration was cancelled",
+                operation="migrate",
+            ) from error
+
+    async def arrived(self, *, timeout: float = MIGRATION_TIMEOUT) -> None:
+        """Return when the guest that this machine was started for is here: `run` works now.
+
+        Only then connect to `agent_socket`. QEMU tells the guest that the host has hung up
+        when, at the end of the migration, nobody is connected here (7.2, virtio-serial-bus.c,
+        virtio_serial_post_load_timer_cb); a client that is there before is, to the guest,
+        the one that it had.
+
+        Raises:
+            MachineError: it did not come; QEMU has the last word.
+        """
+        runtime = self._process.runtime
+        try:
+            async with asyncio.timeout(timeout), Monitor.connect(self._control) as monitor:
+                await monitor.arrived()
+        except (MachineError, TimeoutError) as error:
+            reason = str(error) or f"it was not here within {timeout:g} s"
+            words = runtime.last_words()
+            raise MachineError(
+                f"the guest did not arrive: {reason}; {words}", operation="migrate", detail=words
+            ) from error
+        if self._guest_exec is None:
+            self._call(timeout)
+
+    async def reset(self, *, timeout: float = RESET_TIMEOUT) -> None:
+        """Reset the guest, as its reset button would, and return when `run` works again.
+
+        It boots anew; its memory, and with it all that was written to its root, is lost. Disks
+        that were attached are there, and nothing of them is mounted. Clients stay connected
+        to `qmp_socket` and `agent_socket`, but the agent that a bridge had negotiated with is
+        no more: open a new connection.
+
+        Args:
+            timeout: seconds for the guest to be up again; a boot takes five.
+
+        Raises:
+            MachineError: the VM has gone, or its guest does not come up.
+        """
+        await self._hang_up()
+        try:
+            async with asyncio.timeout(timeout):
+                async with Monitor.connect(self._control) as monitor:
+                    await monitor.execute("set-action", {"reboot": "reset"})
+                    await monitor.event("RESET", "system_reset")
+                await asyncio.shield(self._call(timeout))
+            # Not before: SeaBIOS resets once more, by itself, when it finds that it has run
+            # (1.16, resume.c). From here on a guest that panics ends its QEMU again.
+            await self.query("set-action", {"reboot": "shutdown"}, timeout=timeout)
+        except TimeoutError as error:
+            raise MachineError(
+                f"the guest was not up within {timeout:g} s after its reset; "
+                f"{self._process.runtime.last_words()}",
+                operation="reset",
+            ) from error
+
     async def wait(self) -> None:
         """Return when the VM has ended, whoever ended it."""
         await self._process.exited.wait()
@@ -146,9 +240,16 @@ class Machine:
         """End QEMU as a crash would, for tests of what happens then."""
         self._process.kill()
 
+    def _call(self, timeout: float) -> asyncio.Task[GuestExec]:
+        """Begin to connect to qemu-guest-agent; `run` waits for it."""
+        self._guest_exec = asyncio.create_task(
+            GuestExec.open(self._guest_socket, timeout=timeout), name="hotlun-guest-exec"
+        )
+        return self._guest_exec
 
-async def _close(opening: asyncio.Task[GuestExec]) -> None:
-    opening.cancel()
-    for guest in await asyncio.gather(opening, return_exceptions=True):
-        if isinstance(guest, GuestExec):
-            await guest.close()
+    async def _hang_up(self) -> None:
+        if self._guest_exec is not None:
+            self._guest_exec.cancel()
+            for guest in await asyncio.gather(self._guest_exec, return_exceptions=True):
+                if isinstance(guest, GuestExec):
+                    await guest.close()

@@ -1,6 +1,7 @@
 """Our own QMP connection to a VM, beside the one that is left to the user.
 
-For taking a snapshot and restoring one, and for looking at a VM from the side.
+For taking a snapshot and restoring one, for moving a VM into another QEMU, and for
+looking at a VM from the side.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Monitor:
             MachineError: QEMU refused a command or has ended.
         """
         client = QMPClient("hotlun-vm")
-        client.logger.propagate = False  # it logs as errors what we raise
+        client.logger.disabled = True  # it logs as errors what we raise
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             connection.setblocking(False)
@@ -58,27 +59,66 @@ class Monitor:
 
     async def save(self, descriptor: int) -> None:
         """Write the stopped VM's state to an open file."""
-        await self._migrate("migrate", descriptor)
+        await self._lend(descriptor)
+        await self._migrate("migrate", "fd:state")
 
     async def load(self, descriptor: int) -> None:
         """Read the state that `save` wrote into a VM started with `-incoming defer`."""
-        await self._migrate("migrate-incoming", descriptor)
+        await self._lend(descriptor)
+        await self._migrate("migrate-incoming", "fd:state")
 
-    async def _migrate(self, command: str, descriptor: int) -> None:
+    async def migrate(self, uri: str) -> None:
+        """Move the running VM to where another QEMU listens; here it then stands still."""
+        await self._migrate("migrate", uri)
+
+    async def announce_migration(self) -> None:
+        """Have QEMU send events about a migration, whichever end of it this is."""
         capability = {"capability": "events", "state": True}
         await self.execute("migrate-set-capabilities", {"capabilities": [capability]})
-        self._client.send_fd_scm(descriptor)
-        await self.execute("getfd", {"fdname": "state"})
+
+    async def arrived(self) -> None:
+        """Return when what migrates into this QEMU is here and runs, if it ran.
+
+        `announce_migration` has been called before it came. QEMU sends its "completed"
+        after it has started the VM (7.2, migration.c, process_incoming_migration_bh).
+        """
         listener = EventListener("MIGRATION")
         with self._client.listen(listener):
-            await self.execute(command, {"uri": "fd:state"})
-            while True:
-                data = (await self._next(listener))["data"]
-                status = data["status"] if isinstance(data, dict) else None
-                if status == "completed":
-                    return
-                if status in {"failed", "cancelled"}:
-                    raise MachineError(f"QEMU: {command} ended as {status}", operation=command)
+            known = await self.execute("query-migrate")
+            await self._completed("migrate-incoming", known, listener)
+
+    async def event(self, name: str, command: str) -> None:
+        """Run a command and return when the event that it leads to has come."""
+        listener = EventListener(name)
+        with self._client.listen(listener):
+            await self.execute(command)
+            await self._next(listener)
+
+    async def _lend(self, descriptor: int) -> None:
+        self._client.send_fd_scm(descriptor)
+        await self.execute("getfd", {"fdname": "state"})
+
+    async def _migrate(self, command: str, uri: str) -> None:
+        await self.announce_migration()
+        listener = EventListener("MIGRATION")
+        with self._client.listen(listener):
+            await self.execute(command, {"uri": uri})
+            await self._completed(command, {}, listener)
+
+    async def _completed(self, command: str, known: object, listener: EventListener) -> None:
+        """Wait for the end of a migration of which `known` is what QEMU said last."""
+        while (status := _status(known)) != "completed":
+            if status in {"failed", "cancelled"}:
+                words = await self._reason()
+                raise MachineError(
+                    f"QEMU: {command} ended as {status}: {words}", operation=command, detail=words
+                )
+            known = (await self._next(listener))["data"]
+
+    async def _reason(self) -> str:
+        known = await self.execute("query-migrate")
+        words = known.get("error-desc") if isinstance(known, dict) else None
+        return str(words or "no reason given")
 
     async def _next(self, listener: EventListener) -> Message:
         """The next event. A listener alone would wait on when the session has ended."""
@@ -92,3 +132,7 @@ class Monitor:
         finally:
             event.cancel()
             ended.cancel()
+
+
+def _status(known: object) -> object:
+    return known.get("status") if isinstance(known, dict) else None

@@ -1,4 +1,7 @@
-"""Brings a VM up: out of its snapshot, taken if there is none; by booting if there can be none."""
+"""Brings a VM up: out of its snapshot, taken if there is none; by booting if there can be none.
+
+Or empty: a QEMU that waits for a guest to migrate into it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from hotlun.errors import UnsupportedError
 from hotlun.vm.errors import StaleSnapshotError
-from hotlun.vm.launch import Software, boot
+from hotlun.vm.launch import Software, boot, launched
+from hotlun.vm.monitor import Monitor
 from hotlun.vm.snapshot import Snapshots, restore
 
 if TYPE_CHECKING:
@@ -25,6 +29,7 @@ async def power_on(
     timeout: float,
     accelerator: Accelerator | None = None,
     detached: bool = False,
+    incoming: str = "",
 ) -> Process:
     """Bring a VM up in the directory of `runtime`; nothing is connected to its sockets.
 
@@ -35,6 +40,8 @@ async def power_on(
             the image and taking a snapshot, which happen once, do not count.
         accelerator: None for the fastest that works.
         detached: let QEMU outlive this process.
+        incoming: where QEMU is to listen for a guest that migrates into it. There is
+            then no guest to wait for; it listens when this returns.
 
     Raises:
         UnsupportedError: something that is needed is not on this machine.
@@ -45,6 +52,8 @@ async def power_on(
             f"only root can have QEMU run as {hardware.user}: leave the user out, or be root"
         )
     software = await Software.ready(accelerator)
+    if incoming:
+        return await _listen(incoming, hardware, software, runtime, timeout=timeout)
     if hardware.extra_arguments:
         return await boot(hardware, software, runtime, timeout=timeout, detached=detached)
     snapshots = Snapshots(hardware, software, timeout=timeout)
@@ -59,3 +68,17 @@ async def power_on(
         log.warning("the snapshot cannot be used, taking a new one: %s", error)
         snapshots.discard()
     return await restored()
+
+
+async def _listen(
+    uri: str, hardware: Hardware, software: Software, runtime: Runtime, *, timeout: float
+) -> Process:
+    """Start a QEMU that waits for a migration; a monitor that answers says that it listens.
+
+    (QEMU 7.2 opens `-incoming` before it first enters its main loop, where monitors are served.)
+    """
+    async with launched(
+        hardware, software, runtime, "-incoming", uri, timeout=timeout
+    ) as process, Monitor.connect(runtime.socket("control")) as monitor:  # fmt: skip
+        await monitor.announce_migration()
+    return process
