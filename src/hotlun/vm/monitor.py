@@ -68,13 +68,22 @@ class Monitor:
         await self._migrate("migrate-incoming", "fd:state")
 
     async def migrate(self, uri: str) -> None:
-        """Move the running VM to where another QEMU listens; here it then stands still."""
-        await self._migrate("migrate", uri)
+        """Move the running VM to where another QEMU listens; here it then stands still.
 
-    async def announce_migration(self) -> None:
-        """Have QEMU send events about a migration, whichever end of it this is."""
-        capability = {"capability": "events", "state": True}
-        await self.execute("migrate-set-capabilities", {"capabilities": [capability]})
+        The other end says that it has it (`return-path`). Without that, a migration is
+        "completed" when all has been written to the socket, though the destination may die
+        of the first word of it, and the guest then runs nowhere (QEMU 7.2).
+        """
+        await self._migrate("migrate", uri, "return-path")
+
+    async def announce_migration(self, *more: str) -> None:
+        """Have QEMU send events about a migration, whichever end of it this is.
+
+        Args:
+            more: capabilities to be switched on, too.
+        """
+        capabilities = [{"capability": name, "state": True} for name in ("events", *more)]
+        await self.execute("migrate-set-capabilities", {"capabilities": capabilities})
 
     async def arrived(self) -> None:
         """Return when what migrates into this QEMU is here and runs, if it ran.
@@ -98,8 +107,8 @@ class Monitor:
         self._client.send_fd_scm(descriptor)
         await self.execute("getfd", {"fdname": "state"})
 
-    async def _migrate(self, command: str, uri: str) -> None:
-        await self.announce_migration()
+    async def _migrate(self, command: str, uri: str, *capabilities: str) -> None:
+        await self.announce_migration(*capabilities)
         listener = EventListener("MIGRATION")
         with self._client.listen(listener):
             await self.execute(command, {"uri": uri})
@@ -118,7 +127,7 @@ class Monitor:
     async def _reason(self) -> str:
         known = await self.execute("query-migrate")
         words = known.get("error-desc") if isinstance(known, dict) else None
-        return str(words or "no reason given")
+        return str(words or "the destination may have said why")
 
     async def _next(self, listener: EventListener) -> Message:
         """The next event. A listener alone would wait on when the session has ended."""

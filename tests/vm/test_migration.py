@@ -1,0 +1,181 @@
+"""A guest moved into another QEMU while it runs, with its disks and what is mounted of them."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from support import disks
+from support.guest_shell import shell
+from support.machine import eventually, look
+from support.migration import disk_arguments
+
+from hotlun import MountConfig, OutcomeUnknownError, Slot
+from hotlun.backends.bridge import BridgeGuestBackend
+from hotlun.backends.qemu import QEMUHostBackend
+from hotlun.bridge.client import BridgeConnection
+from hotlun.model import Attachment, Disk, DiskKind, GuestMount, ImageFormat
+from hotlun.vm import Machine, MachineError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from support.machine import Seen
+
+TIMEOUT = 60.0
+"""Seconds for what clients wait for."""
+
+COUNT = """
+mkdir -p /run/count
+cat >/run/count/count.py <<'END'
+import os
+import time
+
+file = os.open("{path}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+number = 0
+while True:
+    os.write(file, b"%d\\n" % number)
+    os.fsync(file)
+    number += 1
+    time.sleep(0.005)
+END
+setsid python3 -S /run/count/count.py </dev/null >/dev/null 2>/run/count/error &
+echo $! >/run/count/pid
+until [ "$(wc -l <{path})" -gt 20 ]; do sleep 0.02; done
+"""
+STOP = """
+cat /run/count/error >&2
+pid=$(cat /run/count/pid)
+kill $pid
+while [ -e /proc/$pid ]; do sleep 0.02; done
+"""
+
+
+class Clients:
+    """The two backends of a machine, connected."""
+
+    def __init__(self, host: QEMUHostBackend, guest: BridgeGuestBackend) -> None:
+        self.host = host
+        self.guest = guest
+
+    @classmethod
+    @asynccontextmanager
+    async def of(cls, vm: Machine) -> AsyncIterator[Clients]:
+        async with (
+            QEMUHostBackend.connect(vm.qmp_socket, timeout=TIMEOUT) as host,
+            agent_of(vm) as connection,
+        ):
+            yield cls(host, BridgeGuestBackend(connection, "linux"))
+
+    async def add(self, mount: GuestMount) -> None:
+        await self.host.attach(mount.attachment)
+        await self.guest.mount(mount)
+
+    async def remove(self, mount: GuestMount) -> None:
+        await self.guest.unmount(mount)
+        await self.guest.unplug(mount.attachment)
+        await self.host.detach(mount.attachment)
+
+
+def agent_of(vm: Machine) -> BridgeConnection:
+    return BridgeConnection.connect_unix(vm.agent_socket, timeout=TIMEOUT, request_timeout=TIMEOUT)
+
+
+def image(path: Path, slot: Slot, serial: str) -> Attachment:
+    disk = Disk(str(path), DiskKind.VIRTUAL_DISK, format=ImageFormat(path.suffix[1:]))
+    return Attachment(slot, disk, serial)
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> list[GuestMount]:
+    """A raw ext4, a blank qcow2, and one that is encrypted under a key that nobody keeps."""
+    made = MountConfig(ensure_filesystem=True, filesystem="ext4")
+    encrypted = MountConfig(ensure_filesystem=True, filesystem="ext4", encrypted=True)
+    raw = disks.ext4(tmp_path / "data.raw", "moved")
+    qcow2 = disks.image(tmp_path / "log.qcow2", "qcow2")
+    scratch = disks.blank(tmp_path / "scratch.raw")
+    return [
+        GuestMount(image(raw, Slot(0, 0), "data1"), "/run/data", MountConfig()),
+        GuestMount(image(qcow2, Slot(1, 7), "log1"), "/run/log", made),
+        GuestMount(image(scratch, Slot(3, 63), "scratch1"), "/run/scratch", encrypted),
+    ]
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    return f"unix:{tmp_path}/migration.sock"
+
+
+def attachments(mounts: list[GuestMount]) -> list[Attachment]:
+    return [mount.attachment for mount in mounts]
+
+
+def named(seen: Seen) -> Seen:
+    """Without the block nodes that QEMU names itself, differently each time."""
+    return replace(seen, nodes=tuple(node for node in seen.nodes if not node.startswith("#")))
+
+
+class TestWithDisks:
+    async def test_nothing_of_what_the_guest_does_is_lost(
+        self, three: list[GuestMount], uri: str, tmp_path: Path
+    ) -> None:
+        """A program writes on, line after line; what is mounted can be used, and taken away."""
+        data, _, scratch = (mount.path for mount in three)
+        async with AsyncExitStack() as stack:
+            source = await stack.enter_async_context(Machine.start(connect=False))
+            bare = await look(source)
+            async with Clients.of(source) as clients:
+                for mount in three:
+                    await clients.add(mount)
+            await shell(source, f"echo kept >{scratch}/file; sync {scratch}/file")
+            await shell(source, COUNT.format(path=f"{data}/count"))
+            destination = await stack.enter_async_context(
+                Machine.start(
+                    incoming=uri, extra_arguments=tuple(disk_arguments(attachments(three)))
+                )
+            )
+            before = await look(source)
+            await source.migrate(uri, timeout=TIMEOUT)
+            await destination.arrived(timeout=TIMEOUT)
+            seen = (await shell(destination, f"cat {data}/count")).split()
+            assert named(await look(destination)) == named(before)
+            await shell(
+                destination, f'until [ "$(wc -l <{data}/count)" -gt {len(seen) + 20} ]; do :; done'
+            )
+            assert await shell(destination, f"cat {scratch}/file") == "kept\n"
+            await shell(destination, STOP)
+            lines = (await shell(destination, f"cat {data}/count")).split()
+            assert lines == [str(number) for number in range(len(lines))]
+            async with Clients.of(destination) as clients:
+                for mount in three:
+                    await clients.remove(mount)
+            assert await eventually(destination, bare) == bare
+        assert disks.ext4_file(tmp_path / "data.raw", "count").split() == lines
+        disks.check(tmp_path / "log.qcow2", "qcow2")
+
+    @pytest.mark.root
+    async def test_both_ends_may_run_as_another_user(
+        self, three: list[GuestMount], uri: str, tmp_path: Path
+    ) -> None:
+        """The destination opens the disks, and the socket, while it still is who started it."""
+        (mount, *_) = three
+        async with Machine.start(connect=False, user="nobody") as source:
+            async with Clients.of(source) as clients:
+                await clients.host.grant_access(mount.attachment.disk, "nobody")
+                await clients.add(mount)
+            await shell(source, COUNT.format(path=f"{mount.path}/count"))
+            arguments = tuple(disk_arguments([mount.attachment]))
+            async with Machine.start(
+                incoming=uri, extra_arguments=arguments, user="nobody"
+            ) as destination:
+                (tmp_path / "migration.sock").chmod(0o777)
+                await source.migrate(uri)
+                await destination.arrived()
+                await shell(destination, STOP)
+                async with Clients.of(destination) as clients:
+                    await clients.remove(mount)
