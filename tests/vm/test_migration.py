@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -53,6 +52,21 @@ cat /run/count/error >&2
 pid=$(cat /run/count/pid)
 kill $pid
 while [ -e /proc/$pid ]; do sleep 0.02; done
+"""
+
+MKFS_WAITS = r"""
+mkdir -p /run/making /usr/local/sbin
+cat >/usr/local/sbin/mkfs.ext4 <<'END'
+#!/bin/sh
+touch /run/making/$$
+until [ -e /run/go ]; do sleep 0.05; done
+exec /usr/sbin/mkfs.ext4 "$@"
+END
+chmod +x /usr/local/sbin/mkfs.ext4
+"""
+MKFS_GOES_ON = """
+touch /run/go
+until mountpoint -q /run/log; do sleep 0.05; done
 """
 
 
@@ -179,3 +193,96 @@ class TestWithDisks:
                 await shell(destination, STOP)
                 async with Clients.of(destination) as clients:
                     await clients.remove(mount)
+
+
+class TestClients:
+    @pytest.mark.parametrize("early", [False, True], ids=["after", "before"])
+    async def test_what_was_asked_is_done_and_its_answer_lost(
+        self, three: list[GuestMount], uri: str, early: bool
+    ) -> None:
+        """A client of the source hears no more; one of the destination may come at any time.
+
+        The guest is not told of another host when one is connected at both ends (QEMU 7.2,
+        virtio-serial-bus.c, virtio_serial_post_load_timer_cb). The agent knows it by its
+        first word, qemu-guest-agent by the 0xff in front of its.
+        """
+        mount = three[1]
+        async with AsyncExitStack() as stack:
+            source = await stack.enter_async_context(Machine.start(connect=False))
+            bare = await look(source)
+            await shell(source, MKFS_WAITS)
+            destination = await stack.enter_async_context(
+                Machine.start(
+                    incoming=uri, extra_arguments=tuple(disk_arguments([mount.attachment]))
+                )
+            )
+            old = await stack.enter_async_context(Clients.of(source))
+            await old.host.attach(mount.attachment)
+            asked = [
+                asyncio.create_task(old.guest.mount(mount)),
+                asyncio.create_task(shell(source, "until [ -e /run/go ]; do sleep 0.05; done")),
+            ]
+            await shell(source, "until ls /run/making/*; do sleep 0.05; done")
+            coming = Clients.of(destination)
+            entering = asyncio.create_task(stack.enter_async_context(coming)) if early else None
+            await source.migrate(uri)
+            await destination.arrived()
+            new = await (entering or stack.enter_async_context(coming))
+            await shell(destination, MKFS_GOES_ON)
+            await new.remove(mount)
+            assert await eventually(destination, bare) == bare
+            assert not any(one.done() for one in asked)
+            source.kill()
+            outcomes = await asyncio.gather(*asked, return_exceptions=True)
+            assert [type(outcome) for outcome in outcomes] == [OutcomeUnknownError] * 2
+
+    async def test_a_guest_that_is_not_here_yet_is_not_asked(self, uri: str) -> None:
+        """Until it has arrived a command is refused, and the monitor answers."""
+        async with Machine.start(incoming=uri) as destination:
+            assert destination.host is None
+            with pytest.raises(MachineError, match=r"await arrived\(\)"):
+                await destination.run("true")
+            with pytest.raises(MachineError, match=r"did not arrive: .* within 0\.1 s"):
+                await destination.arrived(timeout=0.1)
+            async with QEMUHostBackend.connect(destination.qmp_socket) as host:
+                assert await host.occupied() == frozenset()
+
+
+class TestAMigrationThatFails:
+    async def test_to_nowhere_is_one_in_qemus_words(self, bare_vm: Machine, tmp_path: Path) -> None:
+        """The guest runs on, where it was."""
+        with pytest.raises(MachineError, match="No such file or directory"):
+            await bare_vm.migrate(f"unix:{tmp_path}/nobody")
+        assert (await bare_vm.run("echo here")).stdout == "here\n"
+
+    async def test_a_disk_that_is_not_there_is_missed_at_both_ends(
+        self, bare_vm: Machine, three: list[GuestMount], uri: str
+    ) -> None:
+        """The destination says which, and ends; the guest runs on at the source."""
+        async with Clients.of(bare_vm) as clients:
+            await clients.add(three[0])
+        async with Machine.start(incoming=uri) as destination:
+            done = await asyncio.gather(
+                bare_vm.migrate(uri), destination.arrived(), return_exceptions=True
+            )
+            assert [type(outcome) for outcome in done] == [MachineError] * 2
+            assert "10.0/0:0:0/scsi-disk" in str(done[1])
+            await destination.wait()
+        await shell(bare_vm, f"echo on >{three[0].path}/file; sync {three[0].path}/file")
+        async with Clients.of(bare_vm) as clients:
+            await clients.remove(three[0])
+
+    async def test_one_that_takes_too_long_is_cancelled(self, bare_vm: Machine, uri: str) -> None:
+        """So that the guest does not go when nobody counts on it any more."""
+        await bare_vm.query("migrate-set-parameters", {"max-bandwidth": 1 << 20})
+        async with Machine.start(incoming=uri) as destination:
+            with pytest.raises(MachineError, match=r"within 0\.5 s: the migration was cancelled"):
+                await bare_vm.migrate(uri, timeout=0.5)
+            await destination.wait()
+        assert (await bare_vm.run("echo here")).stdout == "here\n"
+
+    async def test_where_it_cannot_listen_is_one_at_the_start(self, tmp_path: Path) -> None:
+        """In QEMU's words."""
+        with pytest.raises(MachineError, match="Failed to bind socket"):
+            async with Machine.start(incoming=f"unix:{tmp_path}/none/socket"):
+                pass

@@ -145,6 +145,8 @@ class Machine:
     ) -> object:
         """Run a QMP command over a monitor that is not the user's, and return its answer.
 
+        It serves one at a time: others wait, also for `migrate` and `arrived` to be over.
+
         Raises:
             MachineError: QEMU refused it, the VM has gone, or there was no answer in time.
         """
@@ -180,10 +182,11 @@ class Machine:
     async def arrived(self, *, timeout: float = MIGRATION_TIMEOUT) -> None:
         """Return when the guest that this machine was started for is here: `run` works now.
 
-        Only then connect to `agent_socket`. QEMU tells the guest that the host has hung up
-        when, at the end of the migration, nobody is connected here (7.2, virtio-serial-bus.c,
-        virtio_serial_post_load_timer_cb); a client that is there before is, to the guest,
-        the one that it had.
+        Clients of `agent_socket` may connect from the start, but the guest is told that its
+        host has changed only if at the end of the migration no client is connected at one
+        of the two (QEMU 7.2, virtio-serial-bus.c, virtio_serial_post_load_timer_cb). Our
+        agent knows a new host by its first word all the same; wait for an agent that does not.
+        What a client of the source has asked for is done, and never answered.
 
         Raises:
             MachineError: it did not come; QEMU has the last word.
