@@ -9,13 +9,17 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from support import disks
+from support.clients import Clients, image_at
+from support.guest_shell import shell
 from support.machine import look
 
-from hotlun import OutcomeUnknownError, UnsupportedError
+from hotlun import BackendError, MountConfig, OutcomeUnknownError, Slot, UnsupportedError
 from hotlun.bridge.client import BridgeConnection
+from hotlun.model import GuestMount
 from hotlun.vm import (
     Accelerator,
     Machine,
@@ -26,6 +30,9 @@ from hotlun.vm import (
     stop,
 )
 from hotlun.vm import process as process_module
+
+if TYPE_CHECKING:
+    from support.machine import Seen
 
 DEADLINE = 60.0
 
@@ -49,6 +56,11 @@ async def gone(pid: int) -> None:
     async with asyncio.timeout(DEADLINE):
         while not has_ended(pid):
             await asyncio.sleep(0.02)
+
+
+def paths(seen: Seen) -> list[str]:
+    """Where something is mounted in the guest."""
+    return [mount.path for mount in seen.mounts]
 
 
 def has_ended(pid: int) -> bool:
@@ -236,6 +248,76 @@ async def test_a_machine_may_run_as_another_user(user: str) -> None:
         status = Path(f"/proc/{machine.pid}/status").read_text(encoding="ascii")
         assert "Uid:\t65534\t65534" in status
         assert (await machine.run("echo up")).stdout == "up\n"
+
+
+class TestAReset:
+    async def test_boots_it_anew_with_its_disks(self, tmp_path: Path) -> None:
+        """What was mounted and written is gone, disks are found again, and can be mounted."""
+        path = disks.ext4(tmp_path / "disk.raw", "still here")
+        mount = GuestMount(image_at(path, Slot(2, 9), "disk1"), "/run/disk", MountConfig())
+        async with Machine.start(connect=False) as machine:
+            bare = await look(machine)
+            async with Clients.of(machine) as clients:
+                await clients.add(mount)
+                await shell(machine, "touch /root/mark")
+                before = await look(machine)
+                await machine.reset()
+                await shell(machine, "until [ -e /sys/block/sda ]; do sleep 0.05; done")
+                after = await look(machine)
+                assert (after.scsi, after.devices) == (before.scsi, before.devices)
+                assert paths(after) == paths(bare)
+                assert await shell(machine, "ls /root") == ""
+                # Its agent knows nothing of what was said to the one before.
+                with pytest.raises(BackendError, match="open a new BridgeConnection"):
+                    await clients.guest.mount(mount)
+            async with Clients.of(machine) as clients:
+                await clients.guest.mount(mount)
+                assert await shell(machine, "cat /run/disk/note") == "still here"
+                await clients.remove(mount)
+            await shell(machine, "while [ -e /sys/block/sda ]; do sleep 0.05; done")
+            after = await look(machine)
+            assert (after.scsi, after.devices) == (bare.scsi, bare.devices)
+            assert paths(after) == paths(bare)
+
+    async def test_ends_what_ran(self, bare_vm: Machine) -> None:
+        """A command has an unknown outcome; the next one is of the new boot."""
+        boot = "cat /proc/sys/kernel/random/boot_id"
+        old = await shell(bare_vm, boot)
+        task = asyncio.create_task(bare_vm.run("sleep 50"))
+        await shell(bare_vm, "until pgrep -f 'sleep 50'; do :; done")
+        await bare_vm.reset()
+        with pytest.raises(OutcomeUnknownError, match="went away"):
+            await task
+        assert await shell(bare_vm, boot) != old
+
+    async def test_by_the_guest_ends_its_qemu_unless_that_is_allowed(
+        self, bare_vm: Machine
+    ) -> None:
+        """QEMU is told what a reboot means; after our own reset it means the end again."""
+        await bare_vm.query("set-action", {"reboot": "reset"})
+        with pytest.raises((MachineError, OutcomeUnknownError)):
+            await bare_vm.run("echo b >/proc/sysrq-trigger; sleep 30", timeout=2)
+        assert (await bare_vm.run("echo up", timeout=DEADLINE)).stdout == "up\n"
+        await bare_vm.reset()
+        with pytest.raises(OutcomeUnknownError, match="went away"):
+            await bare_vm.run("echo b >/proc/sysrq-trigger; sleep 30")
+        await bare_vm.wait()
+
+    async def test_of_a_vm_that_is_gone_is_refused(self, bare_vm: Machine) -> None:
+        """And what is asked afterwards, too."""
+        bare_vm.kill()
+        await bare_vm.wait()
+        with pytest.raises(MachineError):
+            await bare_vm.reset()
+        with pytest.raises(MachineError):
+            await bare_vm.run("true")
+
+    async def test_has_a_deadline(self, bare_vm: Machine) -> None:
+        """A guest that does not come up again is an error with the console's tail."""
+        with pytest.raises(MachineError, match=r"within 0\.5 s after its reset.*console said"):
+            await bare_vm.reset(timeout=0.5)
+        await bare_vm.reset()
+        assert (await bare_vm.run("echo up")).stdout == "up\n"
 
 
 class TestTheEnd:

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 from support import disks
+from support.clients import TIMEOUT, Clients, image_at
 from support.guest_shell import shell
 from support.machine import eventually, look
 from support.migration import disk_arguments
 
 from hotlun import MountConfig, OutcomeUnknownError, Slot
-from hotlun.backends.bridge import BridgeGuestBackend
 from hotlun.backends.qemu import QEMUHostBackend
-from hotlun.bridge.client import BridgeConnection
-from hotlun.model import Attachment, Disk, DiskKind, GuestMount, ImageFormat
+from hotlun.model import GuestMount
 from hotlun.vm import Machine, MachineError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from support.machine import Seen
 
-TIMEOUT = 60.0
-"""Seconds for what clients wait for."""
+    from hotlun.model import Attachment
 
 COUNT = """
 mkdir -p /run/count
@@ -70,41 +67,6 @@ until mountpoint -q /run/log; do sleep 0.05; done
 """
 
 
-class Clients:
-    """The two backends of a machine, connected."""
-
-    def __init__(self, host: QEMUHostBackend, guest: BridgeGuestBackend) -> None:
-        self.host = host
-        self.guest = guest
-
-    @classmethod
-    @asynccontextmanager
-    async def of(cls, vm: Machine) -> AsyncIterator[Clients]:
-        async with (
-            QEMUHostBackend.connect(vm.qmp_socket, timeout=TIMEOUT) as host,
-            agent_of(vm) as connection,
-        ):
-            yield cls(host, BridgeGuestBackend(connection, "linux"))
-
-    async def add(self, mount: GuestMount) -> None:
-        await self.host.attach(mount.attachment)
-        await self.guest.mount(mount)
-
-    async def remove(self, mount: GuestMount) -> None:
-        await self.guest.unmount(mount)
-        await self.guest.unplug(mount.attachment)
-        await self.host.detach(mount.attachment)
-
-
-def agent_of(vm: Machine) -> BridgeConnection:
-    return BridgeConnection.connect_unix(vm.agent_socket, timeout=TIMEOUT, request_timeout=TIMEOUT)
-
-
-def image(path: Path, slot: Slot, serial: str) -> Attachment:
-    disk = Disk(str(path), DiskKind.VIRTUAL_DISK, format=ImageFormat(path.suffix[1:]))
-    return Attachment(slot, disk, serial)
-
-
 @pytest.fixture
 def three(tmp_path: Path) -> list[GuestMount]:
     """A raw ext4, a blank qcow2, and one that is encrypted under a key that nobody keeps."""
@@ -114,9 +76,9 @@ def three(tmp_path: Path) -> list[GuestMount]:
     qcow2 = disks.image(tmp_path / "log.qcow2", "qcow2")
     scratch = disks.blank(tmp_path / "scratch.raw")
     return [
-        GuestMount(image(raw, Slot(0, 0), "data1"), "/run/data", MountConfig()),
-        GuestMount(image(qcow2, Slot(1, 7), "log1"), "/run/log", made),
-        GuestMount(image(scratch, Slot(3, 63), "scratch1"), "/run/scratch", encrypted),
+        GuestMount(image_at(raw, Slot(0, 0), "data1"), "/run/data", MountConfig()),
+        GuestMount(image_at(qcow2, Slot(1, 7), "log1"), "/run/log", made),
+        GuestMount(image_at(scratch, Slot(3, 63), "scratch1"), "/run/scratch", encrypted),
     ]
 
 
@@ -239,7 +201,8 @@ class TestClients:
     async def test_a_guest_that_is_not_here_yet_is_not_asked(self, uri: str) -> None:
         """Until it has arrived a command is refused, and the monitor answers."""
         async with Machine.start(incoming=uri) as destination:
-            assert destination.host is None
+            backends: list[object] = [destination.host, destination.guest]
+            assert backends == [None, None]
             with pytest.raises(MachineError, match=r"await arrived\(\)"):
                 await destination.run("true")
             with pytest.raises(MachineError, match=r"did not arrive: .* within 0\.1 s"):

@@ -134,7 +134,8 @@ class Machine:
         """
         if self._guest_exec is None:
             raise MachineError(
-                "there is no guest here yet: migrate one here, then await arrived()",
+                "there is no guest to ask: it is being reset, or has still to arrive here "
+                "(migrate one, then await arrived())",
                 operation="run",
             )
         guest = await asyncio.shield(self._guest_exec)
@@ -207,10 +208,14 @@ class Machine:
     async def reset(self, *, timeout: float = RESET_TIMEOUT) -> None:
         """Reset the guest, as its reset button would, and return when `run` works again.
 
-        It boots anew; its memory, and with it all that was written to its root, is lost. Disks
-        that were attached are there, and nothing of them is mounted. Clients stay connected
-        to `qmp_socket` and `agent_socket`, but the agent that a bridge had negotiated with is
-        no more: open a new connection.
+        It boots anew, a restored one too, from the kernel and initramfs that its QEMU was
+        given; its memory, and with it all that was written to its root, is lost. Disks that
+        were attached are found again, perhaps a little later, and not mounted. Clients stay
+        connected to `qmp_socket` and `agent_socket`; no bridge hears of it, and the new agent,
+        there a few seconds after this returns, wants a new connection.
+
+        A guest that resets itself ends its QEMU, unless
+        `query("set-action", {"reboot": "reset"})` was said before.
 
         Args:
             timeout: seconds for the guest to be up again; a boot takes five.
@@ -251,8 +256,9 @@ class Machine:
         return self._guest_exec
 
     async def _hang_up(self) -> None:
-        if self._guest_exec is not None:
-            self._guest_exec.cancel()
-            for guest in await asyncio.gather(self._guest_exec, return_exceptions=True):
+        opening, self._guest_exec = self._guest_exec, None
+        if opening is not None:
+            opening.cancel()
+            for guest in await asyncio.gather(opening, return_exceptions=True):
                 if isinstance(guest, GuestExec):
                     await guest.close()
