@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 from support import disks
+from support.agent import agent_pid, kill_agent
 from support.guest_shell import mounted_at, note_in, shell
 from support.machine import eventually, look
 from support.relay import GuestInFront, HostInFront, Relay
@@ -45,7 +46,6 @@ MOUNTED = MountConfig()
 DEADLINE = 60.0
 TIMEOUT = 20.0
 """Seconds for what the clients wait for."""
-AGENT = "python3 .*/agent.pyz .*"
 GONE = "the VM is gone"
 
 
@@ -294,7 +294,7 @@ class TestGarbage:
     ) -> None:
         """Frames of any size and content into a real agent's port; then an ordinary client."""
         path = disks.ext4(tmp_path / "disk.raw")
-        agent = await shell(bare, f"pgrep -xf '{AGENT}'")
+        agent = await agent_pid(bare)
         for garbage in _garbage():
             reader, writer = await asyncio.open_unix_connection(bare.agent_socket)
             writer.write(garbage)
@@ -307,7 +307,7 @@ class TestGarbage:
             async with asyncio.timeout(DEADLINE), agent_of(bare) as connection:
                 assert connection.os_type == "linux"
         await works(bare, path)
-        assert await shell(bare, f"pgrep -xf '{AGENT}'") == agent
+        assert await agent_pid(bare) == agent
 
 
 def _garbage() -> list[bytes]:
@@ -383,9 +383,3 @@ class TestTheVMDies:
 
 async def _any(work: object) -> object:
     return await work  # type: ignore[misc]
-
-
-async def kill_agent(vm: Machine) -> None:
-    """As a crash would; returns when the old one has let go of its port."""
-    old = (await shell(vm, f"pgrep -xf '{AGENT}'")).strip()
-    await shell(vm, f"kill -9 {old}; while [ -e /proc/{old} ]; do sleep 0.02; done")

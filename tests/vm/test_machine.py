@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support import disks
+from support.agent import agent_pid, kill_agent
 from support.clients import Clients, image_at
 from support.guest_shell import shell
 from support.machine import look
@@ -138,13 +139,11 @@ class TestARunningMachine:
         """The guest's init looks after the agent."""
         async with BridgeConnection.connect_unix(bare_vm.agent_socket, timeout=DEADLINE):
             pass
-        find = "pgrep -xf 'python3 .*/agent.pyz .*'"
-        old = (await bare_vm.run(find)).stdout.strip()
-        # Until the dead one has let go of its port, what is sent there is lost with it.
-        killed = await bare_vm.run(f"kill -9 {old}; while [ -e /proc/{old} ]; do sleep 0.02; done")
-        assert killed.returncode == 0, killed.stderr
+        old = await agent_pid(bare_vm)
+        new = await kill_agent(bare_vm)
+        assert new != old
         async with BridgeConnection.connect_unix(bare_vm.agent_socket, timeout=DEADLINE):
-            assert (await bare_vm.run(find)).stdout.strip() != old
+            assert await agent_pid(bare_vm) == new
 
     async def test_its_init_leaves_no_zombies(self, bare_vm: Machine) -> None:
         """Orphans of commands are reaped by PID 1."""
