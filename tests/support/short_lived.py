@@ -9,9 +9,10 @@ stays until it is killed. Its parent's view of it is a `Child`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import signal
 import sys
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,9 +39,11 @@ class Child:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
+        # asyncio's own kill() reaps one that has just ended, and then misses it (Python 3.11).
+        self._pidfd = os.pidfd_open(process.pid)
 
     @classmethod
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def working_on(
         cls, vm: Machine, mount: GuestMount, *, stays: str = ""
     ) -> AsyncIterator[Child]:
@@ -65,6 +68,7 @@ class Child:
             yield child
         finally:
             await child.kill()
+            child.close()
 
     async def has(self, stage: str) -> None:
         """Return when it has come to that."""
@@ -74,9 +78,13 @@ class Child:
 
     async def kill(self) -> None:
         """As `kill -9` does, and reap it; it may have ended by itself."""
-        if self._process.returncode is None:
-            self._process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         await self._process.wait()
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self._pidfd)
 
 
 async def main(qmp_socket: str, agent_socket: str, mount: GuestMount, stays: str) -> None:

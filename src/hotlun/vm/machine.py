@@ -165,20 +165,27 @@ class Machine:
 
         Args:
             uri: as in `incoming`. QEMU connects as the user that it runs as.
-            timeout: seconds; after that the migration is cancelled.
+            timeout: seconds; after that the migration is cancelled, which takes a moment. (A
+                caller that is cancelled cancels no migration.)
 
         Raises:
             MachineError: it failed, in QEMU's words, or took too long.
         """
         try:
             async with asyncio.timeout(timeout), Monitor.connect(self._control) as monitor:
-                await monitor.migrate(uri)
-        except TimeoutError as error:
-            await self.query("migrate_cancel")
-            raise MachineError(
-                f"the guest was not at {uri} within {timeout:g} s: the migration was cancelled",
-                operation="migrate",
-            ) from error
+                return await monitor.migrate(uri)
+        except TimeoutError:
+            pass
+        try:
+            async with asyncio.timeout(RUN_TIMEOUT), Monitor.connect(self._control) as monitor:
+                if not await monitor.cancel_migration():
+                    return None
+            end = "the migration was cancelled"
+        except TimeoutError:
+            end = "QEMU does not answer, and the guest may still go there"
+        raise MachineError(
+            f"the guest was not at {uri} within {timeout:g} s: {end}", operation="migrate"
+        )
 
     async def arrived(self, *, timeout: float = MIGRATION_TIMEOUT) -> None:
         """Return when the guest that this machine was started for is here: `run` works now.

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from qemu.qmp import Message
 
+_ENDS = frozenset({None, "completed", "failed", "cancelled"})
+"""What QEMU says of a migration that is over, or has never begun."""
+
 
 class Monitor:
     """A QMP session that can move a VM's state through a file descriptor."""
@@ -75,6 +78,20 @@ class Monitor:
         of the first word of it, and the guest then runs nowhere (QEMU 7.2).
         """
         await self._migrate("migrate", uri, "return-path")
+
+    async def cancel_migration(self) -> bool:
+        """Stop a migration away from here; False if it is too late, and the guest has moved.
+
+        That a migration is "completed" can also mean the one by which the guest came here.
+        """
+        listener = EventListener("MIGRATION")
+        with self._client.listen(listener):
+            await self.execute("migrate_cancel")
+            known = await self.execute("query-migrate")
+            while (status := _status(known)) not in _ENDS:
+                known = (await self._next(listener))["data"]
+        runs = _status(await self.execute("query-status"))
+        return not (status == "completed" and runs in {"finish-migrate", "postmigrate"})
 
     async def announce_migration(self, *more: str) -> None:
         """Have QEMU send events about a migration, whichever end of it this is.
