@@ -48,7 +48,7 @@ _TABLE: tuple[tuple[str, Meaning, str], ...] = (
         "the VM has no such block node; it has been removed already",
     ),
     (
-        r"^Node .* is (in use|busy)|is in use by",
+        r"^(Node|Block device) .* is (in use|busy)|is in use by",
         Meaning.NODE_IN_USE,
         "the VM is still using the disk; end the block job or export on it, then try again",
     ),
