@@ -23,7 +23,13 @@ from support.qemu import (
 )
 
 from hotlun.backends.qemu import QEMUHostBackend
-from hotlun.errors import BackendError, HotlunError, OutcomeUnknownError, SlotTakenError
+from hotlun.errors import (
+    BackendError,
+    HotlunError,
+    OutcomeUnknownError,
+    SlotTakenError,
+    VMGoneError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
@@ -245,16 +251,27 @@ async def test_an_answer_that_is_none_is_unknown(
 
 
 async def test_a_monitor_lost_in_mid_command(monitor: ScriptedMonitor, disk: Attachment) -> None:
-    """What was sent is unknown; what comes after is refused at once, as are questions."""
-    monitor.answers["blockdev-add"] = Silence.HANGS_UP
+    """What was sent is unknown; what comes after is done on the next connection."""
+    monitor.answers["blockdev-add"] = [Silence.HANGS_UP]
+    event: dict[str, object] = {"device": f"hotlun-{disk.serial}", "path": "/x"}
+    monitor.after["device_del"] = ("DEVICE_DELETED", event)
     async with scripted(monitor) as host:
         assert await outcome(host.attach(disk)) is OutcomeUnknownError
-        for call in (host.attach, host.detach):
-            async with asyncio.timeout(PROMPT):
-                with pytest.raises(BackendError, match="the VM is gone"):
-                    await call(disk)
-        with pytest.raises(BackendError, match="the VM is gone"):
-            await host.occupied()
+        assert await outcome(host.detach(disk)) is None
+        assert await outcome(host.attach(disk)) is None
+        assert await host.occupied() == set()
+
+
+async def test_after_leaving_nothing_is_sent(monitor: ScriptedMonitor, disk: Attachment) -> None:
+    """Attach, detach and questions are refused at once, and the monitor hears nothing of them."""
+    async with scripted(monitor) as host:
+        pass
+    before = list(monitor.commands)
+    for call in (host.attach(disk), host.detach(disk), host.occupied(), host.survey([disk])):
+        async with asyncio.timeout(PROMPT):
+            with pytest.raises(BackendError, match=r"has been left; nothing was sent"):
+                await call
+    assert monitor.commands == before
 
 
 async def test_leaving_ends_what_is_in_flight(monitor: ScriptedMonitor, disk: Attachment) -> None:
@@ -286,7 +303,7 @@ async def test_a_killed_qemu(tmp_path: Path) -> None:
         vm.process.kill()
         assert set(await asyncio.gather(*calls)) == {OutcomeUnknownError}
         for call in (host.attach, host.detach):
-            assert await outcome(call(disks[0])) is BackendError
+            assert await outcome(call(disks[0])) is VMGoneError
 
 
 @pytest.mark.qemu
@@ -301,7 +318,7 @@ async def test_a_qemu_killed_between_command_and_event(tmp_path: Path) -> None:
         while await vm.devices():
             await asyncio.sleep(0)
         vm.process.kill()
-        assert await detaching in (OutcomeUnknownError, None)
+        assert await detaching in (OutcomeUnknownError, VMGoneError, None)
 
 
 @pytest.mark.qemu

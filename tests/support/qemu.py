@@ -95,7 +95,7 @@ async def running_qemu(
             monitors[-1].listen(1)
             chardev = f"socket,id=m{number},fd={monitors[-1].fileno()},server=on,wait=off"
             arguments += ["-chardev", chardev, "-mon", f"chardev=m{number},mode=control"]
-            stack.callback(os.unlink, path)
+            stack.callback(_unlink, path)
         process = await asyncio.create_subprocess_exec(
             "qemu-system-x86_64",
             *arguments,
@@ -106,6 +106,8 @@ async def running_qemu(
             extra_groups=None if user is None else [],
         )
         stack.push_async_callback(_end, process)
+        for monitor in monitors:
+            monitor.close()  # or it would go on listening when QEMU has ended
         client = QMPClient()
         await client.connect(paths[1])
         stack.push_async_callback(_disconnect, client)
@@ -116,6 +118,11 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     with suppress(ProcessLookupError):
         process.kill()
     await process.wait()
+
+
+def _unlink(path: str) -> None:
+    with suppress(FileNotFoundError):  # a QEMU that quits does it itself
+        os.unlink(path)
 
 
 async def _disconnect(client: QMPClient) -> None:
@@ -216,7 +223,21 @@ class ScriptedMonitor:
         self.answers: dict[str, Answer | list[Answer]] = {}
         self.after: dict[str, tuple[str, dict[str, object]]] = {}
         """Command -> the event, and its data, that follows the answer."""
+        self.greets = True
+        self.tasks: set[asyncio.Task[None]] = set()
+        """Those that serve."""
         self._connections: list[asyncio.StreamWriter] = []
+
+    def hang_up(self) -> None:
+        """Close every connection."""
+        for connection in self._connections:
+            connection.transport.abort()
+        self._connections.clear()
+
+    def say(self, event: str, **data: object) -> None:
+        """Send an event to everybody."""
+        for connection in self._connections:
+            self._send(connection, {"event": event, "data": data, "timestamp": {}})
 
     @classmethod
     @asynccontextmanager
@@ -232,8 +253,12 @@ class ScriptedMonitor:
                 connection.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.tasks.add(task)
         self._connections.append(writer)
-        self._send(writer, GREETING)
+        if self.greets:
+            self._send(writer, GREETING)
         with suppress(ConnectionError):
             async for message in _documents(reader):
                 command = str(message["execute"])

@@ -1,63 +1,66 @@
-"""A QMP monitor: commands with a deadline, events, and one end for everything in flight.
-
-`qemu.qmp` carries the protocol. What is added here is what a caller must be able
-to rely on: every command is answered within its deadline; once the connection is
-gone, everything that waits for it ends at once and nothing more is begun; and
-closing never waits for a QEMU that hangs or is dead.
+"""A VM's QMP monitor, for as long as the VM lives: its connection comes back when it is lost.
 
 A command is `OutcomeUnknownError` when it has been sent and not answered, and
-`BackendError` when it was refused or never sent. QEMU carries out the commands
-of one monitor in order, so a later command finds the outcome of one given up.
+`BackendError` when it was refused or never sent. When the connection is lost, what
+is in flight on it ends at once; what comes then waits for the next one. QEMU
+carries out the commands of one monitor in order, and those of the next connection
+after them, so a later command finds the outcome of one given up.
+
+A socket that has had a monitor and now refuses connections, or is missing, has lost its
+QEMU: `VMGoneError`, for good. One that accepts and stays silent has not: QEMU
+hangs, or serves another client.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient, Runstate
-from qemu.qmp.protocol import StateError
-from qemu.qmp.qmp_client import BadReplyError
-
-from hotlun.backends.refusals import Meaning, understand
-from hotlun.errors import BackendError, OutcomeUnknownError, SlotTakenError
+from hotlun.backends.link import Link
+from hotlun.errors import BackendError, VMGoneError
+from hotlun.events import ConnectionLost, ConnectionRestored, VMGone
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping
-
-    from qemu.qmp import EventListener, Message
+    from collections.abc import AsyncIterator, Callable, Collection, Mapping
 
     from hotlun.backends.errand import Errand
-    from hotlun.errors import HotlunError
+    from hotlun.backends.link import Hear
+    from hotlun.backends.refusals import Meaning
+    from hotlun.events import Event
 
 _log = logging.getLogger("hotlun.qemu")
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 2.0
+"""Seconds before an attempt to connect again; they double from the first to the longest, and
+begin anew after a connection that has lasted longer than that."""
 
 
-class _AtDebug(logging.Filter):
-    """qemu.qmp logs as errors what it also raises; we raise it, so a debug line is enough."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.levelno, record.levelname = logging.DEBUG, "DEBUG"
-        return logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
-
-
-_AT_DEBUG = _AtDebug()
+def _nothing(_: object) -> None:
+    """What is done with events until somebody asks for them."""
 
 
 class Monitor:
-    """The connection to one VM's monitor; see `open`."""
+    """The monitor of one VM; see `open`.
 
-    def __init__(self, client: QMPClient, connection: socket.socket, timeout: float) -> None:
-        self._client = client
-        self._connection = connection
+    Args:
+        on_event: is called, in the loop, with each event of QEMU's as it comes.
+        on_change: is called, in the loop, when the connection is lost, restored or gone for good.
+    """
+
+    def __init__(self, path: str, timeout: float) -> None:
+        self.on_event: Hear = _nothing
+        self.on_change: Callable[[Event], None] = _nothing
+        self._path = path
         self._timeout = timeout
-        self._is_gone = False
-        self._deadlines: set[asyncio.Timeout] = set()
-        self._watch = asyncio.create_task(self._wait_until_gone(), name="hotlun-qmp-watch")
+        self._link: Link
+        self._is_left = False
+        self._lost = ""
+        """Why the last connection ended, while there is no other."""
+        self._gone = ""
+        """Why there will never be a connection again."""
+        self._changed = asyncio.Event()
 
     @classmethod
     @asynccontextmanager
@@ -66,20 +69,24 @@ class Monitor:
 
         Args:
             path: the socket.
-            timeout: seconds for connecting, and for each command and event.
+            timeout: seconds for connecting, for each command and event, and for the wait
+                of a command until there is a connection again.
 
         Raises:
             BackendError: nobody answers there.
         """
-        client = QMPClient("hotlun")
-        client.logger.addFilter(_AT_DEBUG)
-        # The client's own listener would keep every event for ever.
-        client.events.event_filter = lambda _event: False
-        monitor = cls(client, await _connect(client, path, timeout), timeout)
+        monitor = cls(path, timeout)
+        monitor._link = await Link.open(path, timeout, monitor._hear)
+        keeper = asyncio.create_task(monitor._keep(), name="hotlun-qmp-keeper")
         try:
             yield monitor
         finally:
-            await monitor._close()
+            monitor._is_left = True
+            monitor._changed.set()
+            keeper.cancel()
+            monitor._link.hang_up()
+            await asyncio.wait({keeper})
+            await monitor._link.ended()
 
     async def command(
         self,
@@ -89,148 +96,91 @@ class Monitor:
         *,
         expecting: Collection[Meaning] = (),
     ) -> Meaning | None:
-        """Have QEMU change something; a refusal that is `expecting`ed is returned.
+        """Have QEMU change something; see `Link.command`.
 
         Raises:
-            SlotTakenError: another device is at this slot.
-            BackendError: QEMU refused, or the command has not been sent.
-            OutcomeUnknownError: it has been sent, and was not answered.
+            VMGoneError: QEMU has ended.
         """
-        try:
-            await self._execute(errand, name, arguments, OutcomeUnknownError)
-        except ExecuteError as error:
-            refusal = understand(str(error))
-            _log.debug("%s: %s refused: %s", errand, name, error)
-            if refusal.meaning in expecting:
-                return refusal.meaning
-            kind = SlotTakenError if refusal.meaning is Meaning.SLOT_TAKEN else BackendError
-            raise errand.error(
-                kind, refusal.words, code=error.error_class, detail=str(error)
-            ) from error
-        return None
+        link = await self.link(errand)
+        return await link.command(errand, name, arguments, expecting=expecting)
 
     async def query(self, errand: Errand, name: str, arguments: Mapping[str, object]) -> object:
-        """Ask QEMU for something.
+        """Ask QEMU for something; see `Link.query`.
 
         Raises:
-            BackendError: there is no answer; with a `code`, QEMU has none.
+            VMGoneError: QEMU has ended.
+        """
+        return await (await self.link(errand)).query(errand, name, arguments)
+
+    async def link(self, errand: Errand) -> Link:
+        """The connection, waited for if there is none: what is begun at once on it is sent.
+
+        For what must stay on one connection: a command, and the event that follows it.
+
+        Raises:
+            VMGoneError: QEMU has ended.
+            BackendError: there was none in time, or the monitor has been left.
         """
         try:
-            return await self._execute(errand, name, arguments, BackendError)
-        except ExecuteError as error:
+            async with asyncio.timeout(self._timeout):
+                while True:
+                    self._check(errand)
+                    if self._link.is_up:
+                        return self._link
+                    await self._changed.wait()
+        except TimeoutError as error:
             raise errand.error(
                 BackendError,
-                f"QEMU does not answer {name}: {error}",
-                code=error.error_class,
-                detail=str(error),
+                f"the connection to the monitor at {self._path} was lost ({self._lost}) and did "
+                f"not come back within {self._timeout:g} s; nothing was sent. "
+                "The VM hangs, or another client has its monitor; see to that, then try again",
             ) from error
 
-    @contextmanager
-    def departures(self, device: str) -> Iterator[EventListener]:
-        """Listen for news of the device's removal, good or bad. Open it before the command."""
+    def _check(self, errand: Errand) -> None:
+        if self._is_left:
+            raise errand.error(
+                BackendError,
+                "the connection to the VM has been left; nothing was sent. Connect again",
+            )
+        if self._gone:
+            raise errand.error(
+                VMGoneError,
+                f"the VM is gone: {self._gone}. Nothing is attached any more; "
+                "start the VM again, and connect to it anew",
+            )
 
-        def is_its_own(event: Message) -> bool:
-            data = event.get("data")
-            return isinstance(data, dict) and data.get("device") == device
+    async def _keep(self) -> None:
+        """Until it is left or QEMU has ended, see to it that there is a connection."""
+        now = asyncio.get_running_loop().time
+        pause = _FIRST_PAUSE
+        while not self._gone:
+            began, lost = now(), self._link
+            self._lost = await lost.ended()
+            _log.debug("the connection to the monitor at %s was lost: %s", self._path, self._lost)
+            self.on_change(ConnectionLost("host", self._lost))
+            if now() - began > _LONGEST_PAUSE:
+                pause = _FIRST_PAUSE
+            while self._link is lost and not self._gone:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                await self._connect_again()
 
-        with self._client.listener(
-            ("DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR"), is_its_own
-        ) as listener:
-            yield listener
-
-    async def next_event(self, errand: Errand, listener: EventListener) -> str:
-        """The name of the next event heard.
-
-        Raises:
-            OutcomeUnknownError: there was none before the deadline, or there can be none.
-        """
+    async def _connect_again(self) -> None:
         try:
-            async with self._deadline():
-                event = await listener.get()
-        except TimeoutError as error:
-            raise self._no_answer(errand, OutcomeUnknownError, "the event") from error
-        _log.debug("%s: %s", errand, event["event"])
-        return str(event["event"])
+            self._link = await Link.open(self._path, self._timeout, self._hear)
+        except BackendError as error:
+            _log.debug("not connected again: %s", error)
+            if isinstance(error.__cause__, (ConnectionRefusedError, FileNotFoundError)):
+                self._gone = f"nobody listens at its monitor {self._path} any more"
+                self._announce(VMGone(self._gone))
+        else:
+            self._lost = ""
+            self._announce(ConnectionRestored("host"))
 
-    async def _execute(
-        self, errand: Errand, name: str, arguments: Mapping[str, object], lost: type[HotlunError]
-    ) -> object:
-        _log.debug("%s: %s %s", errand, name, arguments)
-        try:
-            if not self._is_gone:
-                async with self._deadline():
-                    return await self._client.execute(name, arguments)
-        except StateError:
-            pass
-        except (TimeoutError, ExecInterruptedError, BadReplyError) as error:
-            raise self._no_answer(errand, lost, name) from error
-        raise errand.error(
-            BackendError,
-            "the VM is gone, or closed its monitor; nothing was sent. "
-            "Connect again if it still runs",
-        )
+    def _announce(self, event: Event) -> None:
+        self._changed.set()
+        self._changed.clear()
+        self.on_change(event)
 
-    def _no_answer(self, errand: Errand, kind: type[HotlunError], what: str) -> HotlunError:
-        why = "the monitor went away" if self._is_gone else f"none within {self._timeout:g} s"
-        return errand.error(
-            kind, f"no answer to {what} ({why}); see whether the VM still runs, then undo or retry"
-        )
-
-    @asynccontextmanager
-    async def _deadline(self) -> AsyncGenerator[None]:
-        async with asyncio.timeout(0 if self._is_gone else self._timeout) as deadline:
-            self._deadlines.add(deadline)
-            try:
-                yield
-            finally:
-                self._deadlines.discard(deadline)
-
-    async def _wait_until_gone(self) -> None:
-        while self._client.runstate is Runstate.RUNNING:
-            await self._client.runstate_changed()
-        self._is_gone = True
-        now = asyncio.get_running_loop().time()
-        for deadline in self._deadlines:
-            if not deadline.expired():
-                deadline.reschedule(now)
-        try:
-            # Raises, as any type, what ended the reader.
-            await self._client.disconnect()
-        except Exception as error:
-            _log.debug("the monitor's connection ended: %r", error)
-
-    async def _close(self) -> None:
-        # `disconnect` would first wait for QEMU to take what is queued; a shutdown never waits.
-        with suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)
-        await asyncio.wait({self._watch})
-
-
-async def _connect(client: QMPClient, path: str, timeout: float) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        connection.setblocking(False)
-        async with asyncio.timeout(timeout):
-            await asyncio.get_running_loop().sock_connect(connection, path)
-            await client.connect(connection)
-    except TimeoutError as error:
-        connection.close()
-        raise BackendError(
-            f"no greeting from the monitor at {path} within {timeout:g} s; "
-            "the VM hangs, or another client has this monitor (it serves one at a time)",
-            operation="connect",
-        ) from error
-    except (OSError, ConnectError) as error:
-        connection.close()
-        cause = error.exc if isinstance(error, ConnectError) else error
-        words = os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else cause
-        raise BackendError(
-            f"cannot connect to a monitor at {path}: {words or type(cause).__name__}; "
-            "start the VM with -qmp unix:PATH,server=on,wait=off, and give that path",
-            operation="connect",
-            detail=str(cause),
-        ) from error
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+    def _hear(self, event: Mapping[str, object]) -> None:
+        self.on_event(event)

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from hotlun.backends.providers import provider_node
 from hotlun.containers.file import SECTOR
 from hotlun.errors import BackendError, UnsupportedError
-from hotlun.images import check_image
+from hotlun.images import Image, check_image
 from hotlun.model import DiskKind, ImageFormat
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from hotlun.images import Image
     from hotlun.model import Disk
 
 Node = dict[str, object]
@@ -46,8 +45,24 @@ _DRIVERS = {
 }
 
 
-def block_node(disk: Disk, name: str, *, allow_backing: Collection[str] = ()) -> DiskNode:
+def driver_of(disk: Disk) -> str:
+    """QEMU's name for how the disk's bytes are read; `""` if nobody has said."""
+    if disk.kind is DiskKind.VIRTUAL_DISK:
+        return _DRIVERS[disk.format] if disk.format else ""
+    return "raw"
+
+
+def block_node(
+    disk: Disk, name: str, *, allow_backing: Collection[str] = (), is_open: bool = False
+) -> DiskNode:
     """The node `name` that holds the disk.
+
+    Args:
+        disk: the disk.
+        name: the node's.
+        allow_backing: files that an image may have below it.
+        is_open: QEMU has it open already, with no image below: it is not looked at again, and
+            need not be within reach of this process.
 
     Raises:
         BackendError: it cannot be such a disk.
@@ -61,7 +76,10 @@ def block_node(disk: Disk, name: str, *, allow_backing: Collection[str] = ()) ->
                 f"({', '.join(ImageFormat)}), or a name that ends in .raw, .img, .qcow2, "
                 ".vhd, .vpc or .vhdx"
             )
-        image = check_image(disk.path, disk.format, allow_backing=allow_backing)
+        if is_open:
+            image = Image(os.path.realpath(disk.path), disk.format, None)
+        else:
+            image = check_image(disk.path, disk.format, allow_backing=allow_backing)
         node, size = _image_node(image, read_only=disk.read_only), image.size
     else:
         if disk.format not in (None, ImageFormat.RAW):
@@ -69,9 +87,10 @@ def block_node(disk: Disk, name: str, *, allow_backing: Collection[str] = ()) ->
                 f"only an image file has a format, this is no {disk.format} image; leave it out"
             )
         if disk.kind is DiskKind.PHYSICAL_DISK:
-            protocol, size = _host_device(disk.path)
+            protocol = _host_device(disk.path)
+            size = None if is_open else _checked_size(disk.path)
         else:
-            protocol, size = provider_node(disk), None
+            protocol, size = provider_node(disk, is_open=is_open), None
         node = _node("raw", protocol, read_only=disk.read_only)
     _check_sayable(node)  # a symbolic link may lead anywhere
     return DiskNode({"node-name": name, **node}, size)
@@ -115,7 +134,16 @@ def _image_node(image: Image, *, read_only: bool) -> Node:
     return node
 
 
-def _host_device(path: str) -> tuple[Node, int | None]:
+def _host_device(path: str) -> Node:
+    return {"driver": "host_device", "filename": os.path.realpath(path), "locking": "on"}
+
+
+def _checked_size(path: str) -> int | None:
+    """A block device's size in bytes, if it is known.
+
+    Raises:
+        BackendError: it is no block device.
+    """
     path = os.path.realpath(path)
     try:
         status = os.stat(path)
@@ -129,8 +157,7 @@ def _host_device(path: str) -> tuple[Node, int | None]:
         raise BackendError(
             f"{path} is not a block device; give one, or attach an image as a virtual disk"
         )
-    node: Node = {"driver": "host_device", "filename": path, "locking": "on"}
-    return node, _device_size(status.st_rdev)
+    return _device_size(status.st_rdev)
 
 
 def _device_size(number: int) -> int | None:

@@ -42,8 +42,12 @@ _TCP = re.compile(
 )
 
 
-def provider_node(disk: Disk) -> dict[str, object]:
+def provider_node(disk: Disk, *, is_open: bool = False) -> dict[str, object]:
     """The block driver's options that reach the disk.
+
+    Args:
+        disk: the disk.
+        is_open: QEMU has it open already, so that it need not be within reach of this process.
 
     Raises:
         UnsupportedError: there is no such provider.
@@ -55,7 +59,7 @@ def provider_node(disk: Disk) -> dict[str, object]:
         raise UnsupportedError(
             f"no provider {disk.provider!r} under QEMU; there is {', '.join(PROVIDERS)}"
         ) from None
-    return provider(disk.path)
+    return provider(disk.path, is_open)
 
 
 def nbd_server(path: str) -> tuple[dict[str, str], str]:
@@ -82,14 +86,14 @@ def nbd_server(path: str) -> tuple[dict[str, str], str]:
     return server, export
 
 
-def _nbd(path: str) -> dict[str, object]:
+def _nbd(path: str, is_open: bool) -> dict[str, object]:
     server, export = nbd_server(path)
-    if server["type"] == "unix" and not os.path.exists(server["path"]):
+    if server["type"] == "unix" and not is_open and not os.path.exists(server["path"]):
         raise BackendError(
             f"there is no socket {server['path']}; start the server, or correct the path"
         )
     return {"driver": "nbd", "server": server, "export": export, "open-timeout": _OPEN_TIMEOUT}
 
 
-PROVIDERS: Mapping[str, Callable[[str], dict[str, object]]] = {"nbd": _nbd}
+PROVIDERS: Mapping[str, Callable[[str, bool], dict[str, object]]] = {"nbd": _nbd}
 """Provider -> what makes a block driver's options of a path."""

@@ -5,37 +5,48 @@ the guest. Both have one id, made from the attachment's serial, which is also th
 serial that the guest reads; as it is never used again, a late `detach` cannot
 meet a newer disk.
 
-Removing a device is a request: QEMU replies at once and frees the node about 50
-ms later (an RCU grace period; measured with 7.2), when it sends `DEVICE_DELETED`.
-So the listener is there before the command, and each disk waits for its own
-event: taking out 64 takes as long as one.
-
-Commands, events and their deadlines are in `monitor`, what QEMU's refusals mean in
-`refusals`, what a disk is to QEMU in `nodes` and `providers`.
+Commands and their deadlines are in `link`, how a lost connection comes back in `monitor`,
+what QEMU's refusals mean in `refusals` and its events in `news`, what a disk is to QEMU in
+`nodes` and `providers`, how it is taken out again in `removal`.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from hotlun.backends.access import AccessGrants
+from hotlun.backends.attached import Attached, Known, id_of
 from hotlun.backends.errand import Errand
+from hotlun.backends.migration import device_properties
 from hotlun.backends.monitor import Monitor
+from hotlun.backends.news import News
 from hotlun.backends.nodes import block_node
-from hotlun.backends.refusals import Meaning
+from hotlun.backends.removal import remove_device, remove_node
+from hotlun.backends.survey import look
 from hotlun.backends.topology import find_controllers, occupied_slots
-from hotlun.errors import BackendError, HotlunError, OutcomeUnknownError, UnsupportedError
-from hotlun.model import DiskIdentity
+from hotlun.errors import (
+    BackendError,
+    HotlunError,
+    OutcomeUnknownError,
+    UnsupportedError,
+    VMGoneError,
+)
+from hotlun.events import VMGone
+from hotlun.model import DiskIdentity, Presence
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 
+    from hotlun.backends.base import Listener
     from hotlun.backends.topology import Controller
+    from hotlun.events import Event
     from hotlun.model import Attachment, Disk, Slot
 
+_log = logging.getLogger("hotlun.qemu")
 _DEVICE_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 _HIGHEST_LUN = 255
 """QEMU 7.2 takes more, but a Linux guest does not see them (flat addressing ends there)."""
@@ -45,7 +56,9 @@ class QEMUHostBackend:
     """The `HostBackend` for one running VM; made by `connect`.
 
     Methods may be called side by side. One that is cancelled may or may not have
-    happened, as with `OutcomeUnknownError`.
+    happened, as with `OutcomeUnknownError`. A connection that is lost comes back by itself;
+    calls made meanwhile wait for it, as long as for an answer. When QEMU has ended,
+    whatever needs it raises `VMGoneError`.
     """
 
     def __init__(
@@ -58,8 +71,11 @@ class QEMUHostBackend:
         self._controllers = tuple(controllers)
         self._allow_backing = tuple(allow_backing)
         self._grants = AccessGrants()
-        self._sizes: dict[str, int] = {}
-        """Of what is attached, in bytes, by serial."""
+        self._known = Known()
+        self._news = News(self._known.find)
+        self._listeners: dict[object, Listener] = {}
+        monitor.on_event = self._hear
+        monitor.on_change = self._tell
 
     @classmethod
     @asynccontextmanager
@@ -109,40 +125,36 @@ class QEMUHostBackend:
         """
         errand = Errand.on(attachment, "attach")
         bus = self._bus(attachment.slot, errand)
-        name = _name(attachment)
+        name = id_of(attachment)
         try:
             node = block_node(attachment.disk, name, allow_backing=self._allow_backing)
         except (BackendError, UnsupportedError) as error:
             raise errand.error(type(error), str(error), detail=error.detail) from error
-        await self._monitor.command(errand, "blockdev-add", node.arguments)
-        device = {
-            "driver": "scsi-hd",
-            "id": name,
-            "drive": name,
-            "bus": bus,
-            "channel": 0,
-            "scsi-id": 0,
-            "lun": attachment.slot.lun,
-            "serial": attachment.serial,
-            "device_id": attachment.serial,
-        }
+        self._known.comes(attachment)
         try:
-            await self._monitor.command(errand, "device_add", device)
+            await self._monitor.command(errand, "blockdev-add", node.arguments)
+            try:
+                device = device_properties(attachment, bus)
+                await self._monitor.command(errand, "device_add", device)
+            except (OutcomeUnknownError, VMGoneError):
+                raise
+            except HotlunError:
+                await self._undo_node(errand, name)
+                raise
         except OutcomeUnknownError:
             raise
         except HotlunError:
-            await self._undo_node(errand, name)
+            self._known.does_not_come(attachment)
             raise
-        if node.size is not None:
-            self._sizes[attachment.serial] = node.size
+        self._known.is_there(Attached(attachment, node.size, node.arguments))
 
     def identity(self, attachment: Attachment) -> DiskIdentity:
         """The serial that the guest reads, and the size that the disk had when it was attached.
 
         The size is None where only QEMU or a server knows it (VHD, NBD), and for what
-        another process attached.
+        another process attached until a `survey` has found it.
         """
-        return DiskIdentity(attachment.serial, self._sizes.get(attachment.serial))
+        return DiskIdentity(attachment.serial, self._known.size(attachment.serial))
 
     async def detach(self, attachment: Attachment) -> None:
         """Remove this attachment's device and node, as far as they are there.
@@ -151,31 +163,62 @@ class QEMUHostBackend:
             BackendError: QEMU or the guest refused; the disk is still attached.
             OutcomeUnknownError: it may have been done, all or in part; try again.
         """
-        errand = Errand.on(attachment, "detach")
-        name = _name(attachment)
-        self._sizes.pop(attachment.serial, None)
-        with self._monitor.departures(name) as departures:
-            refusal = await self._monitor.command(
-                errand,
-                "device_del",
-                {"id": name},
-                expecting=(Meaning.DEVICE_ABSENT, Meaning.BEING_UNPLUGGED),
-            )
-            # Absent can also mean: asked to go before, and not yet finished with the node.
-            if refusal is Meaning.DEVICE_ABSENT and await self._remove_node(errand, name):
-                return
-            if await self._monitor.next_event(errand, departures) != "DEVICE_DELETED":
-                raise errand.error(
-                    BackendError,
-                    "the guest refuses to let the device go; unplug it there first, then retry",
-                    code="DEVICE_UNPLUG_GUEST_ERROR",
-                )
-        if not await self._remove_node(errand, name):
-            raise errand.error(
-                OutcomeUnknownError,
-                "the device is gone, but something in QEMU still uses the block node; "
-                "end the block job or export on it, then retry",
-            )
+        was_there = self._known.goes(attachment)
+        try:
+            await remove_device(self._monitor, Errand.on(attachment, "detach"), id_of(attachment))
+        except VMGoneError:
+            raise
+        except BackendError:
+            if was_there is not None:
+                self._known.is_there(was_there)
+            raise
+        self._known.is_gone(attachment)
+
+    async def survey(self, attachments: Collection[Attachment]) -> Mapping[str, Presence]:
+        """How much of each attachment the VM has, by serial; nothing is changed.
+
+        Present is what has its device at its slot and its node as it was attached, whoever did
+        that; from now on it is known here as if this process had attached it. A device whose
+        removal has begun cannot always be told from one that stays.
+
+        Raises:
+            BackendError: the VM does not answer.
+        """
+        wanted = {attachment.serial: attachment for attachment in attachments}
+        errand = Errand("survey the disks")
+        with self._known.undisturbed(wanted) as quiet:
+            seen = await look(self._monitor, errand, self._controllers, wanted.values())
+        for serial in quiet:
+            if seen[serial].presence is Presence.PRESENT:
+                if serial not in self._known:
+                    sight = seen[serial]
+                    self._known.is_there(
+                        Attached(wanted[serial], sight.size, None, sight.images_below)
+                    )
+            elif seen[serial].presence is Presence.PARTIAL:
+                self._known.goes(wanted[serial])
+            else:
+                self._known.is_gone(wanted[serial])
+        return {serial: sight.presence for serial, sight in seen.items()}
+
+    def watch(self, listener: Listener) -> Callable[[], None]:
+        """Have `listener` called, in the loop, with what happens to the VM and its disks.
+
+        Told are resets, shutdowns, pauses and resumptions of the VM, failures of disks that are
+        known here (attached by this process, or found by a `survey`), and what becomes of the
+        connection. What happens while there is none is not told. A listener that raises is
+        logged.
+
+        Returns:
+            The function that ends it; again makes no difference.
+        """
+        key = object()
+        self._listeners[key] = listener
+
+        def unsubscribe() -> None:
+            self._listeners.pop(key, None)
+
+        return unsubscribe
 
     async def occupied(self) -> Collection[Slot]:
         """The slots of our controllers that hold any device now.
@@ -221,19 +264,25 @@ class QEMUHostBackend:
             )
         return self._controllers[slot.controller].bus_name
 
-    async def _remove_node(self, errand: Errand, name: str) -> bool:
-        """Whether the node is gone; if not, something still uses it."""
-        refusal = await self._monitor.command(
-            errand,
-            "blockdev-del",
-            {"node-name": name},
-            expecting=(Meaning.NODE_ABSENT, Meaning.NODE_IN_USE),
-        )
-        return refusal is not Meaning.NODE_IN_USE
+    def _hear(self, message: Mapping[str, object]) -> None:
+        event = self._news.of(message)
+        if event is not None:
+            self._tell(event)
+
+    def _tell(self, event: Event) -> None:
+        if isinstance(event, VMGone):
+            self._known.forget()
+        for listener in tuple(self._listeners.values()):
+            try:
+                listener(event)
+            except Exception:
+                _log.exception("a listener failed at %s", event)
 
     async def _undo_node(self, errand: Errand, name: str) -> None:
         try:
-            is_gone = await self._remove_node(errand, name)
+            is_gone = await remove_node(self._monitor, errand, name)
+        except VMGoneError:
+            raise
         except HotlunError as error:
             raise errand.error(
                 OutcomeUnknownError,
@@ -246,8 +295,3 @@ class QEMUHostBackend:
                 OutcomeUnknownError,
                 "the device was refused, and its block node is still in use; detach it",
             )
-
-
-def _name(attachment: Attachment) -> str:
-    """The id of an attachment's node and device; 31 characters are the most a node may have."""
-    return f"hotlun-{attachment.serial}"

@@ -79,6 +79,22 @@ async def occupied_slots(
     return frozenset(Slot(number, lun) for number, held in enumerate(luns) for lun in held)
 
 
+async def devices_with_ids(monitor: Monitor, errand: Errand) -> frozenset[str]:
+    """The ids of all devices that have one, and not of one that is on its way out for good."""
+    members = await _members(monitor, errand, _PERIPHERAL)
+    return frozenset(name for name, kind in members.items() if kind.startswith("child<"))
+
+
+async def place_of(monitor: Monitor, errand: Errand, name: str) -> tuple[str, int, int, int] | None:
+    """Bus (its QOM path), channel, target and LUN of a device; None if it has gone meanwhile."""
+    path = f"{_PERIPHERAL}/{name}"
+    bus, place = await asyncio.gather(
+        _answer(monitor, errand, "qom-get", {"path": path, "property": "parent_bus"}),
+        _place(monitor, errand, path),
+    )
+    return (bus, *place) if isinstance(bus, str) and place else None
+
+
 async def _controller(monitor: Monitor, errand: Errand, name: str) -> Controller | None:
     path = f"{_PERIPHERAL}/{name}"
     members = await _members(monitor, errand, path)
