@@ -278,6 +278,7 @@ async def test_a_qemu_that_has_ended(tmp_path: Path, disk: Attachment, way: str)
             ):
                 await call
             assert time.monotonic() - began < 1
+        assert direct.device_arguments() == []
         last = heard.events[-2:]
         assert [type(event) for event in last] == [ConnectionLost, VMGone]
         assert isinstance(last[1], VMGone)

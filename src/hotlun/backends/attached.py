@@ -31,13 +31,13 @@ class Attached:
         attachment: which.
         size: in bytes, as the guest sees it; None if that is not certain.
         node: the arguments of `blockdev-add`; None if another process has made it.
-        images_below: how many images its own rests on, where another process has made the node.
+        has_backing: its image rests on another one; said only where another process made the node.
     """
 
     attachment: Attachment
     size: int | None = None
     node: Node | None = None
-    images_below: int = 0
+    has_backing: bool = False
 
 
 class Known:

@@ -1,12 +1,23 @@
-"""What QEMU is told of a device, by whoever tells it."""
+"""The disks of a VM as arguments for another QEMU: the same nodes, the same devices.
+
+See `QEMUHostBackend.device_arguments` for what else a migration needs.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+import os
+from typing import TYPE_CHECKING, cast
 
 from hotlun.backends.attached import id_of
+from hotlun.backends.errand import Errand
+from hotlun.backends.nodes import block_node
+from hotlun.errors import BackendError, UnsupportedError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from hotlun.backends.attached import Attached
     from hotlun.backends.nodes import Node
     from hotlun.model import Attachment
 
@@ -25,3 +36,68 @@ def device_properties(attachment: Attachment, bus: str) -> Node:
         "serial": attachment.serial,
         "device_id": attachment.serial,
     }
+
+
+def command_line(
+    disks: Sequence[tuple[Attached, str]],
+    paths: Mapping[str, str],
+    *,
+    allow_backing: Collection[str] = (),
+) -> list[str]:
+    """The arguments that make these disks, each on the bus of that name.
+
+    Raises:
+        BackendError: an image of somebody else's making cannot be looked into.
+    """
+    there = _Elsewhere(paths)
+    arguments: list[str] = []
+    for entry, bus in disks:
+        node = there.node(entry.node or _found_node(entry, allow_backing))
+        device = device_properties(entry.attachment, bus)
+        arguments += ["-blockdev", json.dumps(node), "-device", json.dumps(device)]
+    return arguments
+
+
+def _found_node(entry: Attached, allow_backing: Collection[str]) -> Node:
+    """The node of what another process has attached, made as that process will have made it."""
+    attachment = entry.attachment
+    try:
+        return block_node(
+            attachment.disk,
+            id_of(attachment),
+            allow_backing=allow_backing,
+            is_open=not entry.has_backing,
+        ).arguments
+    except (BackendError, UnsupportedError) as error:
+        errand = Errand.on(attachment, "tell another VM of")
+        raise errand.error(type(error), str(error), detail=error.detail) from error
+
+
+class _Elsewhere:
+    """Where what has a path here is there."""
+
+    def __init__(self, paths: Mapping[str, str]) -> None:
+        self._paths: dict[str, str] = {}
+        for here, there in paths.items():
+            # QEMU is given paths with their links resolved.
+            self._paths[os.path.normpath(here)] = self._paths[os.path.realpath(here)] = there
+
+    def node(self, node: Node) -> Node:
+        """The node with its paths there."""
+        moved = dict(node)
+        for key in ("file", "backing", "server"):
+            if isinstance(moved.get(key), dict):
+                moved[key] = self.node(cast("Node", moved[key]))
+        for key in ("filename", "path"):
+            if isinstance(moved.get(key), str):
+                moved[key] = self._path(str(moved[key]))
+        return moved
+
+    def _path(self, path: str) -> str:
+        above = path
+        while above not in self._paths:
+            if above == os.path.dirname(above):
+                return path
+            above = os.path.dirname(above)
+        rest = os.path.relpath(path, above)
+        return self._paths[above] if rest == "." else os.path.join(self._paths[above], rest)

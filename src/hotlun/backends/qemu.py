@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from hotlun.backends.access import AccessGrants
 from hotlun.backends.attached import Attached, Known, id_of
 from hotlun.backends.errand import Errand
-from hotlun.backends.migration import device_properties
+from hotlun.backends.migration import command_line, device_properties
 from hotlun.backends.monitor import Monitor
 from hotlun.backends.news import News
 from hotlun.backends.nodes import block_node
@@ -193,7 +193,7 @@ class QEMUHostBackend:
                 if serial not in self._known:
                     sight = seen[serial]
                     self._known.is_there(
-                        Attached(wanted[serial], sight.size, None, sight.images_below)
+                        Attached(wanted[serial], sight.size, None, sight.has_backing)
                     )
             elif seen[serial].presence is Presence.PARTIAL:
                 self._known.goes(wanted[serial])
@@ -219,6 +219,53 @@ class QEMUHostBackend:
             self._listeners.pop(key, None)
 
         return unsubscribe
+
+    def device_arguments(self, *, paths: Mapping[str, str] = {}) -> list[str]:
+        """QEMU arguments that give another VM the disks that are attached to this one now.
+
+        For the destination of a live migration: `-blockdev` and `-device` with the same ids,
+        places and serials as here, the lowest slot first, for whatever this process has
+        attached or a `survey` has found. No image is read, but for those that another process
+        has attached over a backing file.
+
+        What the destination needs besides, with QEMU 7.2:
+
+        * The same machine and controllers, with the same ids and at the same PCI addresses. A
+          disk's state is sent under its controller's PCI address and LUN, and one that finds no
+          such place there fails the migration; so state `addr=`, or give the same devices in
+          the same order, before these arguments.
+        * The arguments of the disks that are attached when `migrate` begins: attach and detach
+          none from then on.
+        * `-incoming` on the same command line. Only then does QEMU open the images without
+          locking them, until the source has let go of them at the end of the migration;
+          without it, `Failed to get "write" lock`. If the source goes on (the migration failed
+          or was cancelled), end the destination.
+        * The same bytes in the images, on storage that both hosts see alike. Images are
+          opened before the source has written its last; QEMU reads a qcow2's tables again when
+          it takes over, so their formats stay as they are.
+        * No VHD and no VHDX: QEMU does not migrate a VM that has one (`does not support live
+          migration`); detach it first.
+        * Access to the files for the user that the destination runs as (`grant_access`).
+
+        The order of nodes and the names that QEMU gives to others do not matter.
+
+        Args:
+            paths: a path here -> the path there, of an image, a backing file, a block device or
+                a server's socket, or of a folder above it; the longest that fits counts. What is
+                not in it has the same path there.
+
+        Raises:
+            BackendError: an image that another process has attached over a backing file cannot
+                be read.
+        """
+        return command_line(
+            [
+                (entry, self._controllers[entry.attachment.slot.controller].bus_name)
+                for entry in self._known.in_slot_order()
+            ],
+            paths,
+            allow_backing=self._allow_backing,
+        )
 
     async def occupied(self) -> Collection[Slot]:
         """The slots of our controllers that hold any device now.

@@ -31,12 +31,12 @@ class Sight(NamedTuple):
     Args:
         presence: how much.
         size: in bytes, as the guest sees it; None if that is not certain.
-        images_below: how many images its own rests on.
+        has_backing: its image rests on another one.
     """
 
     presence: Presence
     size: int | None = None
-    images_below: int = 0
+    has_backing: bool = False
 
 
 async def look(
@@ -56,8 +56,8 @@ async def look(
         devices_with_ids(monitor, errand),
         monitor.query(errand, "query-named-block-nodes", {"flat": True}),
     )
-    nodes: dict[object, Info] = (
-        {node.get("node-name"): node for node in listing if isinstance(node, dict)}
+    nodes: dict[str, Info] = (
+        {str(node.get("node-name")): node for node in listing if isinstance(node, dict)}
         if isinstance(listing, list)
         else {}
     )
@@ -76,11 +76,11 @@ async def look(
             and place == (controllers[slot.controller].bus, 0, 0, slot.lun)
             and (node.get("drv"), node.get("ro")) == (driver_of(each.disk), each.disk.read_only)
         ):
-            below = node.get("backing_file_depth")
             seen[each.serial] = Sight(
                 Presence.PRESENT,
                 _size(each.disk, node),
-                below if isinstance(below, int) else 0,
+                # `backing_file_depth` is 0 for all of a flat listing (7.2).
+                "backing_file" in node,
             )
     return seen
 
