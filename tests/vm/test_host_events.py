@@ -69,10 +69,12 @@ async def test_a_host_without_space(vm: Machine, tmp_path: Path) -> None:
         async with Manager(vm.host, vm.guest) as manager:
             mount = await manager.add_virtual_disk(path)
             ear = Ear(vm.host)
-            disk = "/dev/$(basename /sys/bus/scsi/devices/*:0:0:0/block/*)"
-            writing = asyncio.create_task(
-                shell(vm, f"dd if=/dev/zero of={disk} bs=1M count=16 oflag=direct 2>&1")
+            found = "/sys/bus/scsi/devices/*:0:0:0/block/*"
+            await shell(vm, f"until [ -e {found} ]; do sleep 0.05; done")
+            command = (
+                f"dd if=/dev/zero of=/dev/$(basename {found}) bs=1M count=16 oflag=direct 2>&1"
             )
+            writing = asyncio.create_task(shell(vm, command))
             heard = await ear.next()
             while isinstance(heard, DiskFailed):
                 failure = heard
