@@ -8,6 +8,10 @@ with who needs what; the list to write is made of these. Where somebody else has
 changed the list meanwhile, their change is kept.
 
 Group memberships are not counted on: a hypervisor is often started without them.
+What a grant is going to change can be written down before (`plan`), and is known again from
+that in another process (`adopt`), however much of it has been done: what a list has been
+extended by is found out from the list itself when it is next touched.
+
 The lists are read and written as the kernel has them, which takes microseconds and
 no program; nothing here waits, so nothing can come in between.
 """
@@ -22,35 +26,25 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from hotlun.backends import acl
 from hotlun.backends.acl import READ, SEARCH, WRITE
 from hotlun.backends.errand import Errand
+from hotlun.backends.grant_plans import Change, Need, read, written
 from hotlun.backends.nodes import needed_files
 from hotlun.errors import BackendError, HotlunError, UnsupportedError
+from hotlun.model import DiskKind
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from hotlun.backends.acl import Acl, Key
+    from hotlun.backends.grant_plans import Identity
     from hotlun.model import Disk
 
 _log = logging.getLogger("hotlun.qemu")
 _LARGEST_UID = (1 << 32) - 2
-
-
-_Identity = tuple[int, int]
-"""A file's device and inode: a path may name another one by the time of the revoke."""
-
-
-class _Need(NamedTuple):
-    """Somebody needs something of a file or folder."""
-
-    path: str
-    identity: _Identity
-    who: Key
-    permissions: int
 
 
 @dataclass
@@ -58,48 +52,90 @@ class _Extended:
     """A file or folder whose list we have extended."""
 
     original: Acl
-    written: Acl
-    needs: Counter[_Need] = field(default_factory=Counter)
+    written: Acl | None
+    """None: an earlier process has written it, or was going to."""
+    needs: Counter[Need] = field(default_factory=Counter)
 
 
 class AccessGrants:
     """What has been granted to whom, and what that changed."""
 
     def __init__(self) -> None:
-        self._extended: dict[_Identity, _Extended] = {}
-        self._needs: dict[tuple[Disk, str], list[_Need]] = {}
+        self._extended: dict[Identity, _Extended] = {}
+        self._needs: dict[tuple[Disk, str], list[Need]] = {}
+
+    def plan(self, disk: Disk, vm_id: str, *, allow_backing: Collection[str] = ()) -> str:
+        """What `grant` is going to change, or has changed if it was called before; for `adopt`.
+
+        Nothing is changed by it. `""` if there is nothing to change.
+
+        Raises:
+            BackendError: no such user or file.
+            UnsupportedError: a file system has no lists.
+        """
+        if disk.kind is DiskKind.EXTENSIBLE_VIRTUAL_DISK:
+            return ""
+        errand = Errand("grant access to", disk)  # which would fail in the same way
+        changes = [
+            Change(need, self._extended[need.identity].original)
+            for need in self._needs.get((disk, vm_id), ())
+        ]
+        try:
+            for path, uid, permissions in _wanted(errand, disk, vm_id, allow_backing):
+                need, entry = self._lack(path, uid, permissions)
+                if need is not None and all(need != each.need for each in changes):
+                    changes.append(Change(need, entry.original))
+        except OSError as error:
+            raise _translated(errand, error) from error
+        return written(changes)
+
+    def adopt(self, disk: Disk, vm_id: str, plan: str) -> None:
+        """Take over a grant that an earlier process has planned and made, in part, or not at all.
+
+        Adopt all of them, in the order of granting, before the first grant and revoke. No
+        file is touched. `revoke` takes back what is there of it, `grant` completes it.
+
+        Raises:
+            BackendError: the plan is not understood.
+        """
+        errand = Errand("take over access to", disk)
+        try:
+            changes = read(plan)
+        except BackendError as error:
+            raise errand.error(BackendError, str(error), detail=error.detail) from error
+        needs = self._needs.get((disk, vm_id), [])
+        for need, original in ((change.need, change.original) for change in changes):
+            entry = self._extended.setdefault(need.identity, _Extended(original, None))
+            # The later plan knows what others have changed since the earlier one.
+            entry.original, entry.written = original, None
+            if need not in needs:
+                entry.needs[need] += 1
+                needs.append(need)
+        if needs:
+            self._needs[disk, vm_id] = needs
 
     def grant(self, disk: Disk, vm_id: str, *, allow_backing: Collection[str] = ()) -> None:
-        """Let the user open the disk's files; once is enough.
+        """Let the user open the disk's files; again, it completes what is lacking.
 
         Raises:
             BackendError: no such user or file, or a list may not be changed.
             UnsupportedError: a file system has no lists, or the disk is no file.
         """
         errand = Errand("grant access to", disk)
-        if (disk, vm_id) in self._needs:
-            return
-        uid = _uid(errand, vm_id)
+        needs = self._needs.get((disk, vm_id), [])
+        done: list[Need] = []
         try:
-            files = needed_files(disk, allow_backing=allow_backing)
-        except HotlunError as error:
-            raise errand.error(type(error), str(error), detail=error.detail) from error
-        if uid == 0:
-            return
-        done: list[_Need] = []
-        try:
-            for path, is_written in files.items():
-                for folder in reversed(PurePath(path).parents):
-                    done += self._add(str(folder), uid, SEARCH)
-                done += self._add(path, uid, READ | WRITE if is_written else READ)
+            for path, uid, permissions in _wanted(errand, disk, vm_id, allow_backing):
+                done += self._add(path, uid, permissions, needs)
         except OSError as error:
             for need in reversed(done):
                 with suppress(OSError):
                     self._remove(need)
             raise _translated(errand, error) from error
-        self._needs[disk, vm_id] = done
         for need in done:
             _log.debug("%s: %s may now open %s", errand, vm_id, need.path)
+        if needs or done:
+            self._needs[disk, vm_id] = [*needs, *done]
 
     def revoke(self, disk: Disk, vm_id: str) -> None:
         """Take back what `grant` added. What fails is tried again by the next call.
@@ -122,43 +158,63 @@ class AccessGrants:
             raise _translated(errand, failures[0]) from failures[0]
         self._needs.pop((disk, vm_id), None)
 
-    def _add(self, path: str, uid: int, permissions: int) -> list[_Need]:
-        """Give the user what it lacks on the path; what has been added, if anything."""
+    def _lack(self, path: str, uid: int, permissions: int) -> tuple[Need | None, _Extended]:
+        """What the user lacks on the path without any grant, and its list; nothing is changed."""
         status = os.stat(path)
         identity = (status.st_dev, status.st_ino)
-        entry = self._extended.get(identity)
-        if entry is None:
-            present = acl.read_acl(path)
-            entry = _Extended(present, present)
-        _catch_up(path, entry)
+        present = acl.read_acl(path)
+        entry = _caught_up(self._extended.get(identity) or _Extended(present, present), present)
         who = acl.OWNER if status.st_uid == uid else acl.user(uid)
         if acl.allows(entry.original, who, permissions):
-            return []
-        need = _Need(path, identity, who, permissions)
-        entry.needs[need] += 1
-        try:
-            _settle(path, entry)
-        except OSError:
-            entry.needs[need] -= 1
-            raise
-        self._extended[identity] = entry
-        return [need]
+            return None, entry
+        return Need(path, identity, who, permissions), entry
 
-    def _remove(self, need: _Need) -> None:
+    def _add(self, path: str, uid: int, permissions: int, held: Collection[Need]) -> list[Need]:
+        """Give the user what it lacks on the path; what it did not hold before, if anything."""
+        need, entry = self._lack(path, uid, permissions)
+        if need is None:
+            return []
+        is_new = need not in held
+        entry.needs[need] += is_new
+        _settle(path, entry)
+        self._extended[need.identity] = entry
+        return [need] if is_new else []
+
+    def _remove(self, need: Need) -> None:
         entry = self._extended[need.identity]
-        entry.needs[need] -= 1
-        try:
-            if _identity(need.path) == need.identity:
-                _catch_up(need.path, entry)
-                _settle(need.path, entry)
-        except OSError:
-            entry.needs[need] += 1
-            raise
+        if _identity(need.path) == need.identity:
+            entry = _caught_up(entry, acl.read_acl(need.path))
+            entry.needs[need] -= 1
+            _settle(need.path, entry)
+            self._extended[need.identity] = entry
+        else:
+            entry.needs[need] -= 1
         if not entry.needs.total():
             del self._extended[need.identity]
 
 
-def _identity(path: str) -> _Identity | None:
+def _wanted(
+    errand: Errand, disk: Disk, vm_id: str, allow_backing: Collection[str]
+) -> list[tuple[str, int, int]]:
+    """Path, uid and permissions of all that the user needs for a disk; nothing for root.
+
+    Raises:
+        BackendError: no such user, or the disk cannot be looked into.
+        UnsupportedError: the disk is no file.
+    """
+    uid = _uid(errand, vm_id)
+    try:
+        files = needed_files(disk, allow_backing=allow_backing)
+    except HotlunError as error:
+        raise errand.error(type(error), str(error), detail=error.detail) from error
+    wanted: list[tuple[str, int, int]] = []
+    for path, is_written in files.items() if uid else ():
+        wanted += [(str(above), uid, SEARCH) for above in reversed(PurePath(path).parents)]
+        wanted.append((path, uid, READ | WRITE if is_written else READ))
+    return wanted
+
+
+def _identity(path: str) -> Identity | None:
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -166,23 +222,31 @@ def _identity(path: str) -> _Identity | None:
     return (status.st_dev, status.st_ino)
 
 
-def _catch_up(path: str, entry: _Extended) -> None:
-    """Take over what others have changed since we last wrote."""
-    present = acl.read_acl(path)
-    if present != entry.written:
-        entry.original = acl.merged(entry.original, entry.written, present)
-        entry.written = present
+def _caught_up(entry: _Extended, present: Acl) -> _Extended:
+    """The entry with what others have changed since we last wrote."""
+    last = entry.written
+    if last is None:
+        there = acl.extension(entry.original, present, _sum(entry.needs))
+        last = acl.extended(entry.original, there) if there else entry.original
+    original = acl.merged(entry.original, last, present) if present != last else entry.original
+    return _Extended(original, present, entry.needs.copy())
 
 
 def _settle(path: str, entry: _Extended) -> None:
     """Write the list that the original and all needs make."""
-    ours: Acl = {}
-    for need in +entry.needs:
-        ours[need.who] = ours.get(need.who, 0) | need.permissions
+    ours = _sum(entry.needs)
     wanted = acl.extended(entry.original, ours) if ours else entry.original
     if wanted != entry.written:
         acl.write_acl(path, wanted)
         entry.written = wanted
+
+
+def _sum(needs: Counter[Need]) -> dict[Key, int]:
+    """Who needs what, all needs together."""
+    ours: dict[Key, int] = {}
+    for need in +needs:
+        ours[need.who] = ours.get(need.who, 0) | need.permissions
+    return ours
 
 
 def _uid(errand: Errand, vm_id: str) -> int:

@@ -74,6 +74,16 @@ def write_acl(path: str, acl: Acl) -> None:
     os.setxattr(path, _ATTRIBUTE, _VERSION.pack(2) + b"".join(entries))
 
 
+def is_complete(acl: Acl) -> bool:
+    """Whether the kernel can have this list: entries of the kinds that there are, none lacking."""
+    nameless = {OWNER, _OWNING_GROUP, _EVERYBODY_ELSE}
+    return (
+        nameless <= acl.keys()
+        and all(key in nameless or key == MASK or key[0] in (_USER, _GROUP) for key in acl)
+        and (MASK in acl or not _names_anybody(acl))
+    )
+
+
 def allows(acl: Acl, who: Key, wanted: int) -> bool:
     """Whether a user surely has these permissions, whichever groups it may be in."""
     mask = acl.get(MASK, _ALL)
@@ -99,6 +109,18 @@ def extended(acl: Acl, ours: Mapping[Key, int]) -> Acl:
         if MASK in result and key != OWNER:
             result[MASK] |= permissions
     return _masked(result)
+
+
+def extension(original: Acl, present: Acl, ours: Mapping[Key, int]) -> dict[Key, int]:
+    """How much of `ours` the present list has been extended by, from what its entries are.
+
+    All of it, nothing, or a part: lists are written whole, but not all at the same time.
+    """
+    for each in (dict(ours), {}):
+        if present == (extended(original, each) if each else original):
+            return each
+    held = {key: present[key] & permissions for key, permissions in ours.items() if key in present}
+    return {key: permissions for key, permissions in held.items() if permissions}
 
 
 def merged(original: Acl, written: Acl, current: Acl) -> Acl:

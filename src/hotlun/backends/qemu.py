@@ -275,6 +275,30 @@ class QEMUHostBackend:
         """
         return await occupied_slots(self._monitor, Errand("list the disks"), self._controllers)
 
+    def plan_grant(self, disk: Disk, vm_id: str) -> str:
+        """What `grant_access` is going to change, as text for `adopt_grant` in another process.
+
+        Changes nothing. If the grant has been made already, what it has changed. `""` if there
+        is nothing to take back: for root, for what everybody may open, for an extensible
+        virtual disk. Write it down before the grant.
+
+        Raises:
+            BackendError: no such user or file.
+            UnsupportedError: the file system has no ACLs.
+        """
+        return self._grants.plan(disk, vm_id, allow_backing=self._allow_backing)
+
+    def adopt_grant(self, disk: Disk, vm_id: str, plan: str) -> None:
+        """Take over a grant that an earlier process has planned, whether or not it was made.
+
+        To be called for all of them, in the order of granting, before any grant and revoke
+        of this process. A file that has another one's path by now is left alone.
+
+        Raises:
+            BackendError: the plan is not understood.
+        """
+        self._grants.adopt(disk, vm_id, plan)
+
     async def grant_access(self, disk: Disk, vm_id: str) -> None:
         """Let the user that the VM runs as open the disk: POSIX ACLs on file and folders.
 
