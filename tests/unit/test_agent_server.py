@@ -16,6 +16,7 @@ from support.guest import DEADLINE
 
 from hotlun.agent.errors import RequestError
 from hotlun.agent.links import SocketLink
+from hotlun.agent.queries import Found
 from hotlun.agent.server import FEATURES, Server
 from hotlun.bridge import messages
 from hotlun.bridge.frames import DEFAULT_LIMIT, HEADER, Frame, FrameDecoder, encode
@@ -24,6 +25,7 @@ from hotlun.bridge.messages import NULL_ID, HResult, MessageType
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from hotlun.agent.queries import DiskQuery
     from hotlun.agent.settings import DiskSettings, Slot
 
 
@@ -44,6 +46,13 @@ class ScriptedDisks:
 
     def unplug(self, slot: Slot, timeout: float | None) -> None:
         self._do("unplug", "" if timeout is None else f"within {timeout:g} s", slot)
+
+    def survey(self, asked: list[DiskQuery]) -> list[Found]:
+        for disk in asked:
+            self._do("survey", disk.serial, disk.slot)
+        return [
+            Found(messages.OWN, [mount.path == "/there" for mount in disk.mounts]) for disk in asked
+        ]
 
     def _do(self, verb: str, path: str, slot: Slot) -> None:
         self.at.get(path, lambda: None)()

@@ -1,4 +1,4 @@
-"""What the host can ask for about a disk: mount it, unmount it, let it go.
+"""What the host can ask for about a disk: mount it, unmount it, let it go; and what there is.
 
 Each either happens or leaves things as they were, and each can be asked for again: what
 is as asked is success, and what an agent before this one has left half done, killed
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from hotlun.agent import encryption, filesystems, luks, orphans, unwritten, verity
 from hotlun.agent.errors import RequestError
 from hotlun.agent.mappings import Layers
+from hotlun.agent.survey import Survey
 from hotlun.agent.uevents import Deadline
 from hotlun.bridge.messages import HResult
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from hotlun.agent.mappings import Mappings
     from hotlun.agent.mounts import Mounts
     from hotlun.agent.places import Place
+    from hotlun.agent.queries import DiskQuery, Found
     from hotlun.agent.scsi import BlockDevice, ScsiDisks
     from hotlun.agent.settings import DiskSettings, Slot
 
@@ -39,6 +41,8 @@ _log = logging.getLogger("hotlun.agent")
 
 class Disks:
     """The three verbs. Safe for many threads, as long as one disk has one at a time.
+
+    A survey is none of them: it changes nothing, and can be made at any time.
 
     Args:
         timeout: seconds to wait for a device if the request does not say.
@@ -137,6 +141,14 @@ class Disks:
         self._mappings.close_unused(slot, Deadline(BUSY_TIMEOUT))
         self._scsi.unplug(slot, Deadline(self._timeout if timeout is None else timeout))
         _log.debug("disk %s is unplugged", slot)
+
+    def survey(self, asked: list[DiskQuery]) -> list[Found]:
+        """What there is of these at this moment, whatever a disk is busy with.
+
+        Raises:
+            RequestError: the kernel cannot be asked.
+        """
+        return Survey(self._scsi, self._mappings, self._mounts).answers(asked)
 
     def _is_mounted(self, settings: DiskSettings, place: Place) -> bool:
         """Whether the same was asked for before, and is done.

@@ -18,15 +18,14 @@ from hotlun.agent import holders, mountinfo, mounting, options, syscalls
 from hotlun.agent.errors import RequestError, words
 from hotlun.agent.kernel import check_absent
 from hotlun.agent.mounting import MountingError
-from hotlun.agent.places import Places
+from hotlun.agent.places import Place, Places
 from hotlun.bridge.messages import HResult
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from hotlun.agent.kernel import Kernel
     from hotlun.agent.mountinfo import Mount
-    from hotlun.agent.places import Place
     from hotlun.agent.scsi import BlockDevice
     from hotlun.agent.uevents import Deadline
 
@@ -51,6 +50,32 @@ class Mounts:
             RequestError: another request is busy with it.
         """
         return self._places.claim(path)
+
+    def look_at(self, path: str) -> Place:
+        """The path for whoever only looks, also while a request is busy with it; to be closed.
+
+        Raises:
+            RequestError: as `claim`.
+        """
+        return Place(self._places, path)
+
+    def shows(self, device: BlockDevice, place: Place, mountinfo_text: Callable[[], str]) -> bool:
+        """Whether what is in sight there is the device, mounted.
+
+        Args:
+            mountinfo_text: what is mounted; called if the kernel does not tell at the path.
+        """
+        seen = place.look()
+        if seen is None or not seen.mount:
+            return False
+        if seen.device and not seen.device.startswith("0:"):
+            return seen.device == device.number
+        stack = mountinfo.stack(mountinfo_text(), seen.mount)
+        return bool(stack) and stack[0].is_of(device.number, device.node)
+
+    def text(self) -> str:
+        """All that is mounted, as the kernel tells it."""
+        return mountinfo.read(self._kernel, os.path.join(self._kernel.proc, "self"))
 
     def mounted_as(
         self,
@@ -260,7 +285,7 @@ class Mounts:
                     raise _not_unmounted(place, devices, words(error)) from error
             left = deadline.remaining()
             if not left or lazy:
-                text = self._mountinfo()
+                text = self.text()
                 stack = place.stack()
                 if lazy and stack and not mountinfo.mounted_on(text, stack[0]):
                     syscalls.unmount(place.target, syscalls.MNT_DETACH)
@@ -271,9 +296,6 @@ class Mounts:
                     raise _not_unmounted(place, devices, reason, HResult.INVALID_STATE)
             time.sleep(min(pause, left))
             pause = min(2 * pause, longest)
-
-    def _mountinfo(self) -> str:
-        return mountinfo.read(self._kernel, os.path.join(self._kernel.proc, "self"))
 
 
 def _is_of(mount: Mount, devices: Sequence[BlockDevice]) -> bool:

@@ -83,6 +83,36 @@ class ScsiDisks:
             return None
         return self._partition(disk, partition) if disk and partition else disk
 
+    def known(self, slot: Slot, hosts: dict[int, int | None]) -> tuple[BlockDevice, str] | None:
+        """The disk if it is there now, and its serial as the kernel has it.
+
+        Args:
+            hosts: of controllers that were looked for already; what is found is added.
+
+        Raises:
+            RequestError: it has more than one block device.
+        """
+        if slot.controller not in hosts:
+            try:
+                hosts[slot.controller] = scsi_host(self._kernel, slot.controller)
+            except NoControllerError:
+                hosts[slot.controller] = None
+        host = hosts[slot.controller]
+        if host is None:
+            return None
+        address = _address_at(host, slot)
+        while True:
+            disk = self._disk(slot, address)
+            if disk is None:
+                return None
+            identity = Identity.read(self._kernel, _device_of(disk), disk.sysfs)
+            if self._disk(slot, address) == disk:  # and not what has come in its place
+                return disk, identity.serial
+
+    def partition(self, disk: BlockDevice, number: int) -> BlockDevice | None:
+        """A disk's partition if it is there now; the disk for 0."""
+        return self._partition(disk, number) if number else disk
+
     def wait_for(
         self, slot: Slot, partition: int, deadline: Deadline, identity: Identity | None = None
     ) -> BlockDevice:
@@ -241,7 +271,7 @@ class ScsiDisks:
             )
 
     def _address(self, slot: Slot) -> str:
-        return f"{scsi_host(self._kernel, slot.controller)}:0:0:{slot.lun}"
+        return _address_at(scsi_host(self._kernel, slot.controller), slot)
 
     def _device(self, address: str) -> str:
         """The directory of the SCSI device in sysfs.
@@ -342,6 +372,10 @@ class ScsiDisks:
             raise RequestError(
                 f"{disk}: its partition table cannot be read: {words(error)}"
             ) from error
+
+
+def _address_at(host: int, slot: Slot) -> str:
+    return f"{host}:0:0:{slot.lun}"
 
 
 def _device_of(disk: BlockDevice) -> str:

@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from hotlun.agent.errors import AbandonedError, RequestError
 from hotlun.agent.lanes import Lanes
+from hotlun.agent.queries import DiskQuery, answered
 from hotlun.agent.settings import DiskSettings, Slot, read_timeout
 from hotlun.bridge import messages
 from hotlun.bridge.frames import Frame, FrameDecoder, FrameError, encode
 from hotlun.bridge.messages import HResult, MessageError, MessageType, ModifyRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Hashable, Iterator
     from typing import Protocol
 
     from hotlun.agent.links import Link
+    from hotlun.agent.queries import Found
     from hotlun.bridge.messages import Fields
 
     class DiskVerbs(Protocol):
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
         def unplug(self, slot: Slot, timeout: float | None) -> None: ...
 
+        def survey(self, asked: list[DiskQuery]) -> list[Found]: ...
+
 
 FEATURES = [
     messages.FEATURE_OPTIONS,
@@ -44,6 +48,7 @@ FEATURES = [
     messages.FEATURE_KEYS,
     messages.FEATURE_VERITY,
     messages.FEATURE_LAZY_UNMOUNT,
+    messages.FEATURE_SURVEY,
 ]
 """The parts of our extension that this agent has."""
 
@@ -56,6 +61,9 @@ _SERVED = frozenset(
         MessageType.MODIFY_SETTINGS,
     )
 )
+
+_SURVEYS = "surveys"
+"""Their lane, which is no disk's: a survey does not wait for what a disk is busy with."""
 
 _log = logging.getLogger("hotlun.agent")
 
@@ -143,6 +151,9 @@ class _Session:
             if frame.type == MessageType.MODIFY_SETTINGS:
                 self._modify(frame, fields, activity)
                 return
+            if frame.type == MessageType.GET_PROPERTIES:
+                self._get_properties(frame, fields, activity)
+                return
             document = self._simple(frame.type, fields, activity)
         except MessageError as error:
             document = messages.response(HResult.INVALID_JSON, str(error), activity_id=activity)
@@ -165,10 +176,7 @@ class _Session:
         if kind == MessageType.NEGOTIATE_PROTOCOL:
             return self._negotiate(fields, activity)
         _check_container(fields)
-        more: dict[str, Any] = {}
-        if kind == MessageType.GET_PROPERTIES:
-            more["Properties"] = "{}"
-        return messages.response(activity_id=activity, **more)
+        return messages.response(activity_id=activity)
 
     def _negotiate(self, fields: Fields, activity: str) -> dict[str, Any]:
         limit = (1 << 32) - 1
@@ -188,17 +196,50 @@ class _Session:
         request = ModifyRequest.read(fields)
         _check_container(fields)
         slot, verb = self._verb(request)
+
+        def outcome() -> dict[str, Any]:
+            verb()
+            return messages.response(activity_id=activity)
+
+        self._submit(slot, f"disk {slot}", frame, outcome, activity)
+
+    def _get_properties(self, frame: Frame, fields: Fields, activity: str) -> None:
+        """Answer at once, unless it is asked for ours: to read and do that takes a while."""
+        _check_container(fields)
+        if not fields.string("Query"):
+            self._answer(frame, messages.properties_response({}, activity_id=activity))
+            return
+
+        def outcome() -> dict[str, Any]:
+            properties: dict[str, Any] = {}
+            query = messages.embedded(fields, "Query")
+            if messages.EXTENSION in query:
+                asked = DiskQuery.read_all(query.fields(messages.EXTENSION))
+                properties[messages.EXTENSION] = answered(self._disks.survey(asked))
+            return messages.properties_response(properties, activity_id=activity)
+
+        self._submit(_SURVEYS, "a survey", frame, outcome, activity)
+
+    def _submit(
+        self,
+        lane: Hashable,
+        what: str,
+        frame: Frame,
+        outcome: Callable[[], dict[str, Any]],
+        activity: str,
+    ) -> None:
+        """Have a request done in a lane, and answered."""
         frame = Frame(frame.type, frame.id, b"")  # of which the job needs no more
 
         def job() -> None:
             if self.over:
                 return
-            self._answer(frame, _outcome(verb, activity))
+            self._answer(frame, _outcome(outcome, activity))
 
         try:
-            self._lanes.submit(slot, job)
+            self._lanes.submit(lane, job)
         except RuntimeError as error:
-            raise RequestError(f"disk {slot}: nothing was done: {error}") from error
+            raise RequestError(f"{what}: nothing was done: {error}") from error
 
     def _verb(self, request: ModifyRequest) -> tuple[Slot, Callable[[], None]]:
         if request.resource_type == messages.MAPPED_VIRTUAL_DISK:
@@ -236,10 +277,12 @@ class _Session:
             _log.info("an answer was not sent: %s", error)
 
 
-def _outcome(verb: Callable[[], None], activity: str) -> dict[str, Any]:
-    """Do it, and say how it went."""
+def _outcome(outcome: Callable[[], dict[str, Any]], activity: str) -> dict[str, Any]:
+    """Do it, and say how it went: as it says itself, or why it was not done."""
     try:
-        verb()
+        return outcome()
+    except MessageError as error:
+        return messages.response(HResult.INVALID_JSON, str(error), activity_id=activity)
     except AbandonedError as error:
         _log.info("given up: %s", error)
         return messages.response(error.code, str(error), activity_id=activity)
@@ -250,7 +293,6 @@ def _outcome(verb: Callable[[], None], activity: str) -> dict[str, Any]:
         return messages.response(
             HResult.FAIL, f"{type(error).__name__}: {error}", activity_id=activity
         )
-    return messages.response(activity_id=activity)
 
 
 def _check_container(fields: Fields) -> None:

@@ -68,6 +68,24 @@ class Verity(NamedTuple):
     root_hash: str
     hash_offset: int
 
+    @classmethod
+    def read(cls, fields: Fields) -> Verity:
+        """From the members RootHash and HashOffset.
+
+        Raises:
+            MessageError: they are of another type than they should be.
+            RequestError: they make no sense.
+        """
+        root_hash = fields.string("RootHash").lower()
+        offset = fields.integer("HashOffset", maximum=(1 << 62))
+        if not _ROOT_HASH.fullmatch(root_hash) or offset % _SECTOR:
+            raise RequestError(
+                "Verity needs a RootHash of 32 to 128 hexadecimal digits and a HashOffset in "
+                f"whole sectors of {_SECTOR} bytes",
+                HResult.INVALID_ARGUMENT,
+            )
+        return cls(root_hash, offset)
+
 
 class Key:
     """The caller's key. It shows nowhere: not in a log, not in a traceback's values."""
@@ -112,7 +130,7 @@ class DiskSettings(NamedTuple):
         settings = cls(
             slot=Slot.read(fields),
             partition=fields.integer("Partition", maximum=_LONG),
-            path=_checked_path(fields.string("MountPath")),
+            path=checked_path(fields.string("MountPath")),
             read_only=fields.boolean("ReadOnly"),
             encrypted=fields.boolean("Encrypted"),
             options=tuple(fields.strings("Options")),
@@ -124,7 +142,7 @@ class DiskSettings(NamedTuple):
                 fields.string("Serial"), fields.integer("Size", maximum=_LONG) or None
             ),
             key=_key(fields.string("Key")),
-            verity=_verity(fields.fields("Verity")) if "Verity" in fields else None,
+            verity=Verity.read(fields.fields("Verity")) if "Verity" in fields else None,
             lazy=fields.boolean("LazyUnmount"),
             timeout=read_timeout(fields),
         )
@@ -193,20 +211,12 @@ def _key(text: str) -> Key | None:
     return Key(value)
 
 
-def _verity(fields: Fields) -> Verity:
-    root_hash = fields.string("RootHash").lower()
-    offset = fields.integer("HashOffset", maximum=(1 << 62))
-    if not _ROOT_HASH.fullmatch(root_hash) or offset % _SECTOR:
-        raise RequestError(
-            "Verity needs a RootHash of 32 to 128 hexadecimal digits and a HashOffset in "
-            f"whole sectors of {_SECTOR} bytes",
-            HResult.INVALID_ARGUMENT,
-        )
-    return Verity(root_hash, offset)
+def checked_path(path: str) -> str:
+    """The path without `//`, `.` and a slash at its end; empty stays empty.
 
-
-def _checked_path(path: str) -> str:
-    """The path without `//`, `.` and a slash at its end; empty stays empty."""
+    Raises:
+        RequestError: nothing can be mounted there.
+    """
     if not path:
         return ""
     if not path.startswith("/") or "\0" in path or ".." in path.split("/"):

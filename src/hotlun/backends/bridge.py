@@ -12,8 +12,15 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from hotlun.backends import requests
-from hotlun.bridge.messages import HResult, code_name, is_failure
+from hotlun.backends import requests, surveys
+from hotlun.bridge.messages import (
+    FEATURE_SURVEY,
+    HResult,
+    MessageError,
+    MessageType,
+    code_name,
+    is_failure,
+)
 from hotlun.errors import (
     BackendError,
     HotlunError,
@@ -23,9 +30,11 @@ from hotlun.errors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from hotlun.backends.base import OSType
     from hotlun.bridge.client import BridgeConnection
-    from hotlun.model import Attachment, Disk, GuestMount, MountConfig
+    from hotlun.model import Attachment, Disk, GuestMount, GuestSurvey, MountConfig
 
 _log = logging.getLogger(__name__)
 
@@ -117,6 +126,32 @@ class BridgeGuestBackend:
         if request is not None:
             await self._send("unplug", request, attachment, "")
 
+    async def survey(
+        self, attachments: Collection[Attachment], mounts: Collection[GuestMount]
+    ) -> GuestSurvey | None:
+        """What of these the guest has now; None if its agent cannot say.
+
+        Raises:
+            BackendError: it could not be asked, or gave no answer that makes sense.
+        """
+        if FEATURE_SURVEY not in self._connection.features:
+            return None
+        answers = []
+        for survey in surveys.over(attachments, mounts):
+            try:
+                answer = await self._connection.request(
+                    MessageType.GET_PROPERTIES, survey.document, timeout=self._timeout
+                )
+                if answer.code != HResult.OK:
+                    words = f"{answer.text or 'no reason given'} [{code_name(answer.code)}]"
+                    raise _not_surveyed(words, answer.code, answer.text)
+                answers.append(survey.read(answer.fields))
+            except MessageError as error:
+                raise _not_surveyed(f"its answer makes no sense: {error}") from error
+            except OutcomeUnknownError as error:  # what was only asked changes nothing
+                raise _not_surveyed(str(error), error.code, error.detail) from error
+        return surveys.together(answers)
+
     async def _send(
         self, operation: str, request: requests.Request, attachment: Attachment, where: str
     ) -> None:
@@ -153,3 +188,12 @@ class BridgeGuestBackend:
         message = f"the guest did not {what}: {words}; {advice}"
         kind = WrongKeyError if answer.code == HResult.WRONG_KEY else BackendError
         raise problem(kind, message, answer.code, answer.text)
+
+
+def _not_surveyed(why: str, code: int | str | None = None, detail: str = "") -> BackendError:
+    return BackendError(
+        f"the guest did not say what it has: {why}; ask again",
+        operation="survey",
+        code=code,
+        detail=detail,
+    )

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from hotlun.backends.base import OSType
-    from hotlun.model import Attachment, Disk, GuestMount, MountConfig
+    from hotlun.model import Attachment, Disk, GuestMount, MountConfig, Slot
 
     Request = dict[str, Any]
 
@@ -93,6 +93,25 @@ def unplug_request(
         return None
     slot = attachment.slot
     return _request(REMOVE, SCSI_DEVICE, Controller=slot.controller, Lun=slot.lun)
+
+
+def mount_query(mount: GuestMount) -> dict[str, Any]:
+    """The members by which a survey asks for a mount: what is to be where, and no key."""
+    config, verity = mount.config, mount.config.verity
+    return _less_zeros(
+        {
+            "MountPath": mount.path,
+            "Partition": config.partition,
+            "Encrypted": config.encrypted,
+            "BlockDev": config.block_device,
+            "Verity": _tree(verity) if isinstance(verity, Verity) else None,
+        }
+    )
+
+
+def is_sayable(slot: Slot, os_type: OSType = "linux", *, max_lun: int = MAX_LUN) -> bool:
+    """Whether the guest can be told of this slot."""
+    return slot.controller < CONTROLLERS[os_type] and slot.lun <= max_lun
 
 
 def check(
@@ -202,10 +221,13 @@ def _extension(verb: str, mount: GuestMount, features: Collection[str]) -> dict[
             key = _Unseen(base64.b64encode(config.key.reveal()).decode())
             members.append((FEATURE_KEYS, "Key", key))
     if isinstance(verity, Verity):
-        tree = {"RootHash": verity.root_hash, "HashOffset": verity.hash_offset}
-        members.append((FEATURE_VERITY, "Verity", _less_zeros(tree)))
+        members.append((FEATURE_VERITY, "Verity", _tree(verity)))
     members.append((FEATURE_LAZY_UNMOUNT, "LazyUnmount", config.lazy_unmount))
     return {name: value for feature, name, value in members if feature in features}
+
+
+def _tree(verity: Verity) -> dict[str, Any]:
+    return _less_zeros({"RootHash": verity.root_hash, "HashOffset": verity.hash_offset})
 
 
 class _Unseen(str):
@@ -230,12 +252,12 @@ def _less_zeros(members: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_slot(operation: str, attachment: Attachment, os_type: OSType, max_lun: int) -> None:
-    slot, controllers = attachment.slot, CONTROLLERS[os_type]
-    if slot.controller < controllers and slot.lun <= max_lun:
+    slot = attachment.slot
+    if is_sayable(slot, os_type, max_lun=max_lun):
         return
     raise UnsupportedError(
         f"cannot {operation} {attachment.disk} at slot {slot}: a {os_type} guest has "
-        f"controllers 0 to {controllers - 1} with LUNs 0 to {max_lun}; give the Manager "
+        f"controllers 0 to {CONTROLLERS[os_type] - 1} with LUNs 0 to {max_lun}; give the Manager "
         "no more than that",
         operation=operation,
         slot=slot,

@@ -45,6 +45,24 @@ FEATURE_VERITY = "verity"
 """`Verity`, `{"RootHash": hex, "HashOffset": bytes}`: what was changed cannot be read."""
 FEATURE_LAZY_UNMOUNT = "lazy-unmount"
 """`LazyUnmount`: a mount that is in use is taken off its path all the same."""
+FEATURE_SURVEY = "survey"
+"""GetProperties of the VM says what there is, if its `Query` has our member; nothing is changed.
+
+    Query       {"Hotlun": {"Disks": [{"Controller": 0, "Lun": 1, "Serial": "...", "Mounts": [
+                    {"MountPath": "/mnt", "Partition": 1, "BlockDev": ..., "Encrypted": ...,
+                     "Verity": {...}}]}]}}
+    Properties  {"Hotlun": {"Disks": [{"Device": "Own", "Mounts": [true]}]}}
+
+What is asked for are the members of SCSIDevice and MappedVirtualDisk that tell a device, and
+not how it is mounted; a `Key` is not needed. The answer has an entry for each that was asked
+for, in the same order. `Device` is one of `DEVICES`; there is none if it is missing.
+`Mounts` says of each path whether this disk's device, or the partition's, or what is mapped
+to that, is in sight there, mounted or as the symbolic link; none is if it is missing.
+"""
+DEVICES = OWN, OTHER, UNKNOWN = "Own", "Other", "Unknown"
+"""The device at a slot: has the `Serial` asked for; another; or one that is not known."""
+MAX_SURVEYED_DISKS, MAX_SURVEYED_MOUNTS = 1024, 2048
+"""In one query; the answer to as many fits into the 64 KiB that hcsshim's host takes."""
 
 MAX_DEPTH = 32
 MAX_TEXT = 4096
@@ -305,6 +323,14 @@ class Fields:
             raise self._wrong(name, value, "an array of strings")
         return value
 
+    def booleans(self, name: str) -> list[bool]:
+        value = self._get(name)
+        if value is None:
+            return []
+        if not isinstance(value, list) or not all(isinstance(item, bool) for item in value):
+            raise self._wrong(name, value, "an array of booleans")
+        return value
+
     def fields(self, name: str) -> Fields:
         """The object in a member; an empty one by default (see `in`)."""
         value = self._get(name)
@@ -361,6 +387,24 @@ def start_request() -> Document:
 def modify_request(request: Mapping[str, Any]) -> Document:
     """The envelope of `{"RequestType": ..., "ResourceType": ..., "Settings": {...}}`."""
     return {**_addressed(NULL_ID), "Request": request}
+
+
+def properties_request(query: Mapping[str, Any]) -> Document:
+    """Ask for properties of the VM; of ours, with `{"Hotlun": {...}}`: a document in a string."""
+    return {**_addressed(NULL_ID), "Query": _to_json(query)}
+
+
+def embedded(document: Fields, name: str) -> Fields:
+    """The document in a string; an empty one if the string is empty or not there.
+
+    Raises:
+        MessageError: it is no string, or holds what `decode` refuses.
+    """
+    text = document.string(name)
+    try:
+        return decode(text.encode()) if text else Fields({})
+    except ValueError as error:
+        raise MessageError(f"{name}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -428,6 +472,11 @@ def response(code: int = 0, message: str = "", *, activity_id: str = "", **more:
             }
         ]
     return {**document, **more}
+
+
+def properties_response(properties: Mapping[str, Any], *, activity_id: str = "") -> Document:
+    """The answer to GetProperties."""
+    return response(activity_id=activity_id, Properties=_to_json(properties))
 
 
 def negotiate_response(features: list[str], *, activity_id: str = "") -> Document:
