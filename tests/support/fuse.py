@@ -58,6 +58,26 @@ class Fuse:
             raise Killed(name)
 
 
+class Trigger(Fuse):
+    """A fuse at whose point something else happens, and everything goes on."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(at)
+        self.happened = asyncio.Event()
+        self.where = "nowhere"
+
+    def point(self, name: str) -> None:
+        self.count += 1
+        if self.count == self.at:
+            self.happen(name)
+
+    def happen(self, where: str) -> None:
+        """Now, if it has not happened yet."""
+        if not self.happened.is_set():
+            self.where = where
+            self.happened.set()
+
+
 def kill_this_process(name: str) -> None:
     """At once; nothing is flushed, closed or told to anybody."""
     os.write(2, f"killed {name}\n".encode())

@@ -8,7 +8,6 @@ import random
 import signal
 import sys
 import time
-from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from support.clients import Clients
@@ -94,7 +93,8 @@ async def _live(vm: Machine, journal: Path, images: Images, seed: int, point: in
 async def _drain(vm: Machine, journal: Path, figures: Figures) -> None:
     async with Clients.of(vm) as clients:
         manager = Manager(clients.host, clients.guest, journal=SQLiteJournal(journal))
-        async with aclosing(manager.events()) as events, manager:
+        events = manager.events()
+        async with manager:
             seen = await look(vm)
             for mount in manager.mounts:
                 if mount.lost:
