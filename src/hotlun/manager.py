@@ -514,8 +514,11 @@ class Manager:
         await self._let_go(())
 
     async def _check_gone(self) -> None:
+        attached = [disk.attachment for disk in self._tables.disks if disk.slot is not None]
+        if not attached:
+            return
         try:
-            await base.host_survey(self._host, ())
+            await base.host_survey(self._host, attached)
         except VMGoneError:
             return
         raise HotlunError("the VM still runs, or nobody can tell: release_all(), or force it")

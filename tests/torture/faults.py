@@ -80,7 +80,8 @@ async def strike(name: str, folder: Path, seed: int, rounds: int) -> Figures:
             life, point = chance.getrandbits(32), chance.randint(1, POINTS)
             trigger = Trigger(point)
             try:
-                async with _managed(target, folder / f"{name}{number}", trigger) as manager:
+                journal = folder / f"journal{number}"
+                async with _managed(monitor.path, vm.agent_socket, journal, trigger) as manager:
                     await _through(manager, images, life, trigger, FAULTS[name](target), figures)
                     await manager.release_all()
                     assert {s.state for s in manager.slots()} == {SlotState.FREE}
@@ -105,17 +106,21 @@ async def end_the_vm(folder: Path, seed: int, rounds: int) -> Figures:
         trigger = Trigger(point)
         journal = folder / f"gone{number}"
         try:
-            async with Machine.start(connect=False) as vm, Relay.to(vm.qmp_socket, folder) as relay:
-                async with _managed(Target(vm, relay), journal, trigger, direct=True) as manager:
-                    began = time.monotonic()
-                    killing = _when(trigger, _kill(vm))
-                    await _all_end(work(manager, images, random.Random(life), OPERATIONS))
-                    await _all_end(killing)
-                    await vm.wait()
-                    await _gone(manager)
-                    await manager.forget()
-                    assert manager.mounts == ()
-                    figures.seconds.append(time.monotonic() - began)
+            async with AsyncExitStack() as stack:
+                vm = await stack.enter_async_context(Machine.start(connect=False))
+                manager = await stack.enter_async_context(
+                    _managed(vm.qmp_socket, vm.agent_socket, journal, trigger)
+                )
+                began = time.monotonic()
+                killing = _when(trigger, _kill(vm))
+                await _all_end(work(manager, images, random.Random(life), OPERATIONS))
+                trigger.happen("after its work")
+                await _all_end(killing)
+                await vm.wait()
+                await _gone(manager)
+                await manager.forget()
+                assert manager.mounts == ()
+                figures.seconds.append(time.monotonic() - began)
             assert SQLiteJournal(journal).peek() == []
         except Exception as error:
             figures.failures.append(f"round {number} (life {life}, at {point}): {error!r}")
@@ -191,11 +196,10 @@ async def _all_end(work: Awaitable[None]) -> None:
 
 @asynccontextmanager
 async def _managed(
-    target: Target, journal: Path, trigger: Trigger, *, direct: bool = False
+    qmp_socket: str, agent_socket: str, journal: Path, trigger: Trigger
 ) -> AsyncIterator[Manager]:
     """A Manager whose every step counts for the trigger."""
-    monitor = target.vm.qmp_socket if direct else target.monitor.path
-    async with Clients.at(monitor, target.vm.agent_socket) as clients:
+    async with Clients.at(qmp_socket, agent_socket) as clients:
         host, guest = FusedHost(clients.host, trigger), FusedGuest(clients.guest, trigger)
         async with Manager(host, guest, journal=SQLiteJournal(journal)) as manager:
             yield manager
