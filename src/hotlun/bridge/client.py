@@ -1,22 +1,15 @@
-"""The host's end of the bridge: many requests in flight over one connection.
+"""The host's end of the bridge: many requests in flight, over a connection that comes back.
 
 What hcsshim's host does by killing the whole bridge (a slow answer, an unknown
 id, a notification it did not expect, a reply that is not JSON) costs here at most
 the one request. Only a frame whose size cannot be true ends a connection, because
 nothing after it can be read.
 
-Under QEMU the connection is a unix socket in front of a virtio-serial port. That
-has three consequences:
-
-* Connecting succeeds although nobody in the guest has opened the port yet, and
-  an agent that opens it later still finds what was sent. So Negotiate is sent
-  once (a second one on the same connection is an error to the original agent) and
-  its answer is awaited until the deadline.
-* The port may still give out what an agent sent to an *earlier* client, beginning
-  anywhere in a frame. So everything up to the answer to this connection's own
-  Negotiate, which has an id that nobody else used, is dropped.
-* An answer to an earlier client's request may come even later than that. So every
-  connection counts its ids from a random 62-bit number.
+A connection that is lost is opened again, as long as the VM lives and this end has not
+been left. So is the understanding with an agent that was killed and started again
+behind a socket that has stayed open: it refuses what it is asked before Negotiate, which
+says both that this was not done and that it is another one. What was asked of the one
+before it is unknown.
 """
 
 from __future__ import annotations
@@ -26,18 +19,22 @@ import logging
 import os
 import secrets
 import time
-import warnings
+from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from hotlun.bridge import messages
-from hotlun.bridge.frames import DEFAULT_LIMIT, Frame, FrameDecoder, FrameError, encode
-from hotlun.bridge.messages import MessageError, MessageType, Response, type_name
-from hotlun.errors import BackendError, OutcomeUnknownError
+from hotlun.bridge.frames import DEFAULT_LIMIT
+from hotlun.bridge.messages import HResult, MessageError, MessageType, type_name
+from hotlun.bridge.session import Session
+from hotlun.errors import BackendError, HotlunError, OutcomeUnknownError, VMGoneError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    Opener = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
+    from hotlun.bridge.messages import Response
+
+    Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 CONNECT_TIMEOUT = 120.0
 """Seconds for an agent to answer: a guest may still be booting."""
@@ -45,12 +42,25 @@ CONNECT_TIMEOUT = 120.0
 REQUEST_TIMEOUT = 300.0
 """Seconds for one answer, as hcsshim's host allows."""
 
-_FLUSH_TIMEOUT = 1.0
-"""Seconds that leaving waits for a frame to go out whole: half of one would confuse the agent."""
+KEEPALIVE = 2.0
+"""Seconds without an answer, after which the agent is asked whether it is still the same."""
 
-_READ_SIZE = 1 << 16
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
+"""Seconds between two attempts to connect again."""
+
+_MOST_AGENTS = 3
+"""So many agents in a row a request is sent to: each that has never heard of us refuses it."""
 
 _log = logging.getLogger("hotlun.bridge")
+
+
+class Change(Enum):
+    """What becomes of a connection."""
+
+    LOST = "lost"
+    RESTORED = "restored"
+    GONE = "gone"
+    """The VM has ended: it does not come back."""
 
 
 class BridgeConnection:
@@ -63,21 +73,35 @@ class BridgeConnection:
     """
 
     def __init__(
-        self, opener: Opener, peer: str, *, timeout: float, request_timeout: float, limit: int
+        self,
+        opener: Callable[[], Awaitable[Streams]],
+        peer: str,
+        *,
+        timeout: float,
+        request_timeout: float,
+        limit: int,
+        keepalive: float,
+        comes_back: bool,
     ) -> None:
         self._opener = opener
         self._peer = peer
         self._timeout = timeout
         self._request_timeout = request_timeout
         self._limit = limit
-        self._first_id = secrets.randbits(62)
-        self._next_id = self._first_id
-        self._pending: dict[int, asyncio.Future[Frame | None]] = {}
-        self._writer: asyncio.StreamWriter | None = None
-        self._receiver: asyncio.Task[None] | None = None
+        self._keepalive = keepalive
+        self._comes_back = comes_back
+        self._next_id = secrets.randbits(62)
+        self._session: Session | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._renewal: asyncio.Task[bool] | None = None
         self._entered = False
-        self._lost = "it has not been entered with `async with` yet"  # why not; "" while open
+        self._closed = "it has not been entered with `async with` yet"
+        """Why it is of no use any more, or not yet; `""` from entering to leaving."""
+        self._is_gone = False
+        self._is_usable = asyncio.Event()
+        """Set while there is an agent to ask, and when there can be none any more."""
         self._capabilities: messages.Capabilities | None = None  # None until negotiated
+        self._listeners: list[Callable[[Change, str], None]] = []
 
     @classmethod
     def connect_unix(
@@ -87,6 +111,7 @@ class BridgeConnection:
         timeout: float = CONNECT_TIMEOUT,
         request_timeout: float = REQUEST_TIMEOUT,
         limit: int = DEFAULT_LIMIT,
+        keepalive: float = KEEPALIVE,
     ) -> Self:
         """Through a unix socket, such as QEMU's end of a virtio-serial port.
 
@@ -95,13 +120,23 @@ class BridgeConnection:
             timeout: seconds for entering, until the agent in the guest has answered.
             request_timeout: seconds for each answer, unless the request says otherwise.
             limit: the largest frame sent or accepted, in bytes.
+            keepalive: seconds without an answer, after which the agent is asked whether it
+                is still the one that was asked.
         """
         path = os.fspath(path)
 
-        async def opener() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        async def opener() -> Streams:
             return await asyncio.open_unix_connection(path)
 
-        return cls(opener, path, timeout=timeout, request_timeout=request_timeout, limit=limit)
+        return cls(
+            opener,
+            path,
+            timeout=timeout,
+            request_timeout=request_timeout,
+            limit=limit,
+            keepalive=keepalive,
+            comes_back=True,
+        )
 
     @classmethod
     def over(
@@ -112,14 +147,25 @@ class BridgeConnection:
         timeout: float = CONNECT_TIMEOUT,
         request_timeout: float = REQUEST_TIMEOUT,
         limit: int = DEFAULT_LIMIT,
+        keepalive: float = KEEPALIVE,
     ) -> Self:
-        """Over streams that are open already; leaving closes them. As `connect_unix` otherwise."""
+        """Over streams that are open already; leaving closes them, and lost they stay lost.
 
-        async def opener() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        As `connect_unix` otherwise.
+        """
+
+        async def opener() -> Streams:
             return reader, writer
 
-        peer = str(writer.get_extra_info("peername") or "the given streams")
-        return cls(opener, peer, timeout=timeout, request_timeout=request_timeout, limit=limit)
+        return cls(
+            opener,
+            str(writer.get_extra_info("peername") or "the given streams"),
+            timeout=timeout,
+            request_timeout=request_timeout,
+            limit=limit,
+            keepalive=keepalive,
+            comes_back=False,
+        )
 
     @property
     def capabilities(self) -> messages.Capabilities:
@@ -144,8 +190,16 @@ class BridgeConnection:
 
     @property
     def closed(self) -> bool:
-        """Whether nothing can be sent: before entering, after leaving, after a loss."""
-        return bool(self._lost)
+        """Whether nothing can be sent now: before entering, after leaving, after a loss."""
+        return bool(self._closed) or self._session is None or bool(self._session.lost)
+
+    def watch(self, listener: Callable[[Change, str], None]) -> Callable[[], None]:
+        """Call `listener(change, reason)` with what becomes of the connection, in the loop.
+
+        Until the function that is returned is called.
+        """
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
 
     async def __aenter__(self) -> Self:
         """Connect, negotiate, and create and start the VM's system if the guest wants that.
@@ -156,37 +210,37 @@ class BridgeConnection:
         if self._entered:
             raise self._closed_error("a connection is entered once")
         self._entered = True
+        self._closed = ""
         try:
             async with asyncio.timeout(self._timeout):
-                try:
-                    reader, self._writer = await self._opener()
-                except OSError as error:
-                    raise BackendError(
-                        f"cannot connect to the agent's socket {self._peer}: {error}; "
-                        "is the VM running, and is that its agent socket?",
-                        operation="connect",
-                        detail=str(error),
-                    ) from error
-                self._lost = ""
-                self._receiver = asyncio.create_task(
-                    self._receive(reader), name=f"bridge {self._peer}"
-                )
-                await self._negotiate()
+                await self._open()
         except TimeoutError:
-            await self._close()
+            self._closed = "no agent answered"
             raise BackendError(
                 f"no agent answered at {self._peer} within {self._timeout:g} s: is the agent "
                 "running in the guest, and is no other client connected to that socket?",
                 operation="connect",
             ) from None
-        except BaseException:
-            await self._close()
+        except BaseException as error:
+            self._closed = str(error) or type(error).__name__
             raise
+        self._is_usable.set()
+        self._keeper = asyncio.create_task(self._keep(), name=f"bridge keeper {self._peer}")
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Close the socket; requests still in flight get `OutcomeUnknownError`."""
-        await self._close()
+        self._closed = self._closed or "it was left"
+        self._is_usable.set()
+        session, self._session = self._session, None
+        for task in (self._keeper, self._renewal):
+            if task is not None:
+                task.cancel()
+        if session is not None:
+            await session.close()
+        tasks = [task for task in (self._keeper, self._renewal) if task is not None]
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def modify(self, request: Mapping[str, Any], *, timeout: float | None = None) -> Response:
         """Have the guest change something; what it answered, refusals included.
@@ -219,86 +273,180 @@ class BridgeConnection:
                 more bytes, or the document cannot be sent.
             OutcomeUnknownError: it was sent, and no answer that can be read came in time.
         """
-        if self._capabilities is None:
-            raise self._closed_error(f"a {type_name(kind)} was not sent")
-        timeout = self._request_timeout if timeout is None else timeout
-        return await self._exchange(kind, document, timeout)
-
-    async def _exchange(self, kind: int, document: Mapping[str, Any], timeout: float) -> Response:
-        deadline = time.monotonic() + timeout
         name = type_name(kind)
-        number, self._next_id = self._next_id, self._next_id + 1
-        data = self._encode(kind, number, document)
-        await self._wait_for_room(name, timeout)
-        answered: asyncio.Future[Frame | None] = asyncio.get_running_loop().create_future()
-        self._pending[number] = answered
-        try:
-            self._open_writer(name).write(data)
-            await asyncio.wait((answered,), timeout=max(0.0, deadline - time.monotonic()))
-        finally:
-            del self._pending[number]
-        if not answered.done():
-            raise OutcomeUnknownError(
-                f"{self._peer} did not answer a {name} within {timeout:g} s: it may or may not "
-                "have been done; the connection stays open",
-                detail="no answer in time",
+        if self._capabilities is None:
+            raise self._closed_error(f"a {name} was not sent")
+        timeout = self._request_timeout if timeout is None else timeout
+        deadline = time.monotonic() + timeout
+        for agents in range(1, _MOST_AGENTS + 1):
+            session = await self._usable_session(name, timeout, deadline)
+            era = session.era
+            response = await session.exchange(
+                kind,
+                document,
+                max(0.0, deadline - time.monotonic()),
+                check=partial(self._is_the_same, session),
+                interval=self._keepalive,
             )
-        frame = answered.result()
-        if frame is None:
-            raise OutcomeUnknownError(
-                f"the connection to {self._peer} was lost ({self._lost}) after a {name} was sent: "
-                "it may or may not have been done; open a new connection and see",
-                detail=self._lost,
-            )
-        return _read_response(frame, kind, self._peer)
+            if response.code != HResult.NOT_IMPLEMENTED or agents == _MOST_AGENTS:
+                break
+            if session.era == era and not await self._renewed(session):
+                break  # it knows us, and simply cannot do that
+        return response
 
-    def _encode(self, kind: int, number: int, document: Mapping[str, Any]) -> bytes:
-        try:
-            data = encode(Frame(kind, number, messages.encode_request(document)))
-        except (MessageError, FrameError) as error:
-            raise BackendError(
-                f"nothing was sent: a {type_name(kind)} cannot say that: {error}",
-                detail=str(error),
-            ) from error
-        if len(data) > self._limit:
-            raise BackendError(
-                f"nothing was sent: the {type_name(kind)} takes {len(data)} bytes, "
-                f"{self._limit} are allowed; ask for less, or give the connection a higher limit"
-            )
-        return data
+    async def _usable_session(self, name: str, timeout: float, deadline: float) -> Session:
+        """The session that there is, or is going to be before the deadline."""
+        while True:
+            if self._closed:
+                raise self._closed_error(f"a {name} was not sent")
+            session = self._session
+            if session is not None and not session.lost and self._is_usable.is_set():
+                return session
+            if not self._comes_back:
+                self._closed = "" if session is None else session.lost
+                raise self._closed_error(f"a {name} was not sent")
+            self._is_usable.clear()
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    await self._is_usable.wait()
+            except TimeoutError:
+                reason = session.lost if session is not None else "it is being opened"
+                raise BackendError(
+                    f"nothing was sent: the connection to {self._peer} is lost ({reason}), and "
+                    f"did not come back within {timeout:g} s; does the guest still run?",
+                    detail=reason,
+                ) from None
 
-    async def _wait_for_room(self, name: str, timeout: float) -> None:
-        """Wait until a guest that reads slowly has taken what was written before."""
+    # --- Is it the same agent? ---
+
+    async def _is_the_same(self, session: Session) -> None:
+        """Ask the agent something cheap: one that was started anew shows it by its answer.
+
+        One that does not answer may be busy, or its VM paused: that says nothing.
+        """
+        era = session.era
+        answer = await session.exchange(
+            MessageType.GET_PROPERTIES, messages.properties_request({}), self._keepalive
+        )
+        if answer.code == HResult.NOT_IMPLEMENTED and session.era == era:
+            await self._renewed(session)
+
+    async def _renewed(self, session: Session) -> bool:
+        """Negotiate with an agent that was started anew; whether it is one."""
+        if self._renewal is None or self._renewal.done():
+            self._renewal = asyncio.create_task(self._renew(session))
+        return await asyncio.shield(self._renewal)
+
+    async def _renew(self, session: Session) -> bool:
         try:
-            async with asyncio.timeout(timeout):
-                await self._open_writer(name).drain()
-        except TimeoutError:
-            raise BackendError(
-                f"nothing was sent: {self._peer} has taken no bytes for {timeout:g} s; "
-                "is the agent stuck, or the VM paused?"
-            ) from None
+            capabilities = await self._negotiate(session)
+        except BackendError as error:
+            if error.code != HResult.NOT_IMPLEMENTED:
+                _log.warning("%s: %s", self._peer, error)
+            return False
+        reason = "the agent in the guest was started anew"
+        self._capabilities = capabilities
+        session.begin_era(reason)
+        self._tell(Change.LOST, reason)
+        self._tell(Change.RESTORED, "")
+        return True
+
+    # --- Coming back ---
+
+    async def _open(self) -> None:
+        """A new session, negotiated.
+
+        Raises:
+            BackendError: that is not to be had.
+        """
+        try:
+            reader, writer = await self._opener()
         except OSError as error:
             raise BackendError(
-                f"nothing was sent: the connection to {self._peer} is lost ({error}); "
-                "open a new one",
+                f"cannot connect to the agent's socket {self._peer}: {error}; "
+                "is the VM running, and is that its agent socket?",
+                operation="connect",
                 detail=str(error),
             ) from error
+        session = Session(reader, writer, self._peer, limit=self._limit, first_id=self._next_id)
+        try:
+            self._capabilities = await self._negotiate(session)
+        except BaseException:
+            self._next_id = session.next_id
+            await session.close()
+            raise
+        self._session = session
 
-    def _open_writer(self, name: str) -> asyncio.StreamWriter:
-        if self._lost or self._writer is None:
-            raise self._closed_error(f"a {name} was not sent")
-        return self._writer
+    async def _keep(self) -> None:
+        """Whenever the session has ended, have another one, as long as there is a VM."""
+        while self._session is not None:
+            reason = await self._session.ended()
+            if self._closed:
+                return
+            self._is_usable.clear()
+            self._next_id = self._session.next_id
+            self._tell(Change.LOST, reason)
+            if not self._comes_back:
+                self._end(reason)
+                return
+            if not await self._reopened():
+                return
+            self._is_usable.set()
+            self._tell(Change.RESTORED, "")
+
+    async def _reopened(self) -> bool:
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await self._open()
+                return True
+            except (HotlunError, TimeoutError) as error:
+                cause = error.__cause__
+                if isinstance(cause, (ConnectionRefusedError, FileNotFoundError)):
+                    self._is_gone = True
+                    self._end(f"the VM is gone: {cause.strerror}")
+                    self._tell(Change.GONE, cause.strerror or "")
+                    return False
+                _log.debug("%s: not yet: %s", self._peer, error)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _end(self, reason: str) -> None:
+        self._closed = self._closed or reason
+        self._is_usable.set()  # whoever waits for it is told
+
+    def _tell(self, change: Change, reason: str) -> None:
+        _log.info("%s: %s %s", self._peer, change.value, reason)
+        for listener in list(self._listeners):
+            try:
+                listener(change, reason)
+            except Exception:
+                _log.exception("a listener has failed")
 
     def _closed_error(self, what: str) -> BackendError:
-        reason = self._lost or "it has not been left"
+        if self._is_gone:
+            return VMGoneError(
+                f"{what}: nobody listens at {self._peer} any more, the VM is gone, and with it "
+                "all that was attached and mounted; forget its disks, or start it anew",
+                detail=self._closed,
+            )
+        reason = self._closed or "it has not been left"
         return BackendError(
             f"{what}: the connection to {self._peer} cannot be used ({reason}); "
             "open a new BridgeConnection",
             detail=reason,
         )
 
-    async def _negotiate(self) -> None:
-        answer = await self._handshake(MessageType.NEGOTIATE_PROTOCOL, messages.negotiate_request())
+    async def _negotiate(self, session: Session) -> messages.Capabilities:
+        """Agree with the agent at the other end; what it says of itself.
+
+        Raises:
+            BackendError: it refuses, or does not answer; with its `code` if it has one.
+        """
+        answer = await self._handshake(
+            session, MessageType.NEGOTIATE_PROTOCOL, messages.negotiate_request()
+        )
         try:
             version = answer.fields.integer("Version", maximum=(1 << 32) - 1)
             capabilities = messages.Capabilities.read(answer.fields.fields("Capabilities"))
@@ -310,21 +458,21 @@ class BridgeConnection:
                 f"it speaks version {version} of the protocol, not {messages.PROTOCOL_VERSION}",
             )
         if capabilities.send_create:
-            created = await self._handshake(MessageType.CREATE, messages.create_request())
-            if capabilities.send_start and created.code == messages.HResult.OK:
-                await self._handshake(MessageType.START, messages.start_request())
-        self._capabilities = capabilities
+            created = await self._handshake(session, MessageType.CREATE, messages.create_request())
+            if capabilities.send_start and created.code == HResult.OK:
+                await self._handshake(session, MessageType.START, messages.start_request())
+        return capabilities
 
-    async def _handshake(self, kind: MessageType, document: Mapping[str, Any]) -> Response:
+    async def _handshake(
+        self, session: Session, kind: MessageType, document: Mapping[str, Any]
+    ) -> Response:
         """One step of the greeting. A system that exists already is one met again."""
         try:
-            answer = await self._exchange(kind, document, self._timeout)
+            answer = await session.exchange(kind, document, self._timeout)
         except OutcomeUnknownError as error:
             raise _handshake_error(self._peer, error.detail) from error
-        met_again = kind is MessageType.CREATE and (
-            answer.code == messages.HResult.SYSTEM_ALREADY_EXISTS
-        )
-        if answer.code != messages.HResult.OK and not met_again:
+        met_again = kind is MessageType.CREATE and answer.code == HResult.SYSTEM_ALREADY_EXISTS
+        if answer.code != HResult.OK and not met_again:
             raise _handshake_error(
                 self._peer,
                 f"its answer to a {type_name(kind)} is {messages.code_name(answer.code)}: "
@@ -333,111 +481,9 @@ class BridgeConnection:
             )
         return answer
 
-    async def _receive(self, reader: asyncio.StreamReader) -> None:
-        """Read frames until that makes no sense any more, then say why to all who wait."""
-        greeting = messages.response_type(MessageType.NEGOTIATE_PROTOCOL)
-        decoder = FrameDecoder(self._limit, sync_on=(greeting, self._first_id))
-        reason = "it was left open when the event loop ended"
-        try:
-            reason = await self._read_frames(reader, decoder)
-        except asyncio.CancelledError:
-            if not self._lost:
-                warnings.warn(
-                    f"unclosed {self!r}: leave its `async with`", ResourceWarning, stacklevel=1
-                )
-            raise
-        finally:
-            self._fail(reason)
-            if self._writer is not None and not self._writer.is_closing():
-                self._writer.transport.abort()
-
-    async def _read_frames(self, reader: asyncio.StreamReader, decoder: FrameDecoder) -> str:
-        greeted = False
-        while True:
-            try:
-                data = await reader.read(_READ_SIZE)
-            except OSError as error:
-                return f"reading failed: {error}"
-            if not data:
-                return "the other end closed it"
-            try:
-                frames = decoder.feed(data)
-                error_text = ""
-            except FrameError as error:
-                frames = list(error.frames)
-                error_text = f"what the guest sends cannot be trusted any more: {error}"
-            if decoder.skipped > 4 * self._limit:
-                return f"{decoder.skipped} bytes came that belong to no request of this connection"
-            if frames and not greeted:
-                greeted = True
-                if decoder.skipped:
-                    _log.info("%s: dropped %d stale bytes", self._peer, decoder.skipped)
-            for frame in frames:
-                self._dispatch(frame)
-            if error_text:
-                return error_text
-
-    def _dispatch(self, frame: Frame) -> None:
-        name = type_name(frame.type)
-        if frame.type == MessageType.CONTAINER_NOTIFICATION:
-            text = messages.printable(frame.payload[:1024].decode(errors="replace"), 512)
-            _log.info("%s: container notification: %s", self._peer, text)
-        elif not messages.is_response(frame.type):
-            _log.warning("%s: dropped a %s, which no guest should send", self._peer, name)
-        elif frame.id in self._pending:
-            answered = self._pending[frame.id]
-            if not answered.done():
-                answered.set_result(frame)
-        elif self._first_id <= frame.id < self._next_id:
-            _log.info("%s: dropped a late or second answer, %s", self._peer, name)
-        else:
-            _log.warning("%s: dropped an answer to unknown id %d, %s", self._peer, frame.id, name)
-
-    def _fail(self, reason: str) -> None:
-        """Nothing is sent any more, and whoever waits for an answer waits no longer."""
-        if self._lost:
-            return
-        self._lost = reason
-        _log.debug("%s: connection closed: %s", self._peer, reason)
-        for answered in self._pending.values():
-            if not answered.done():
-                answered.set_result(None)
-
-    async def _close(self) -> None:
-        receiver, writer = self._receiver, self._writer
-        if writer is None:
-            return
-        self._fail("it was left")
-        try:
-            writer.close()
-            async with asyncio.timeout(_FLUSH_TIMEOUT):
-                await writer.wait_closed()
-        except (OSError, TimeoutError):
-            pass
-        finally:
-            writer.transport.abort()
-            if receiver is not None:
-                receiver.cancel()
-        if receiver is not None:
-            await asyncio.wait((receiver,))
-
     def __repr__(self) -> str:
-        return f"<BridgeConnection to {self._peer}: {self._lost or 'open'}>"
-
-
-def _read_response(frame: Frame, kind: int, peer: str) -> Response:
-    name = type_name(kind)
-    if frame.type != messages.response_type(kind):
-        problem = f"the answer is a {type_name(frame.type)}"
-    else:
-        try:
-            return Response.read(frame.payload)
-        except MessageError as error:
-            problem = f"the answer cannot be read: {messages.printable(str(error), 512)}"
-    raise OutcomeUnknownError(
-        f"a {name} was sent to {peer} and {problem}; it may or may not have been done",
-        detail=problem,
-    )
+        state = self._closed or (self._session.lost if self._session else "") or "open"
+        return f"<BridgeConnection to {self._peer}: {state}>"
 
 
 def _handshake_error(peer: str, problem: str, answer: Response | None = None) -> BackendError:
