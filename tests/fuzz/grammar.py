@@ -66,6 +66,13 @@ class Profile:
     """The same of those to encrypt."""
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """A document in a string."""
+
+    document: Any
+
+
 @dataclass
 class Message:
     """A frame in the making: its payload is the document unless it has one of its own."""
@@ -96,19 +103,52 @@ def _request(
     choose: random.Random, profile: Profile, before: dict[str, Any] | None
 ) -> tuple[int, dict[str, Any]]:
     dice = choose.random()
-    if dice < 0.85:
+    if dice < 0.79:
         if before is not None and choose.random() < 0.6:
             return MessageType.MODIFY_SETTINGS, messages.modify_request(_after(choose, before))
         return MessageType.MODIFY_SETTINGS, messages.modify_request(_modify(choose, profile))
-    if dice < 0.88:
+    if dice < 0.81:
         return MessageType.CREATE, messages.create_request()
-    if dice < 0.91:
+    if dice < 0.83:
         return MessageType.START, messages.start_request()
-    if dice < 0.94:
+    if dice < 0.85:
         return MessageType.GET_PROPERTIES, {**messages.start_request(), "Query": "{}"}
+    if dice < 0.94:
+        query = Embedded({messages.EXTENSION: _survey(choose, profile, before)})
+        return MessageType.GET_PROPERTIES, {**messages.start_request(), "Query": query}
     if dice < 0.96:
         return MessageType.NEGOTIATE_PROTOCOL, messages.negotiate_request()
     return choose.choice(_OTHERS), {"ContainerId": NULL_ID, "ActivityId": NULL_ID}
+
+
+def _survey(
+    choose: random.Random, profile: Profile, before: dict[str, Any] | None
+) -> dict[str, Any]:
+    """A few disks; among them, mostly, what has just been asked for."""
+    disks = [_surveyed(choose, profile) for _ in range(choose.choice((0, 1, 1, 2)))]
+    if before is not None and choose.random() < 0.8:
+        settings = {name: value for name, value in before["Settings"].items() if name != "Key"}
+        disk = {name: settings[name] for name in ("Controller", "Lun") if name in settings}
+        disk.update(_serial(choose, profile, settings))
+        disks.append({**disk, "Mounts": [settings]})
+    return {"Disks": disks}
+
+
+def _surveyed(choose: random.Random, profile: Profile) -> dict[str, Any]:
+    slot = _slot(choose, profile)
+    mounts = []
+    for _ in range(choose.choice((0, 1, 1, 3))):
+        settings = _disk(choose, profile)
+        settings.pop("Key", None)
+        mounts.append(settings)
+    return {**slot, **_serial(choose, profile, slot), "Mounts": mounts}
+
+
+def _serial(
+    choose: random.Random, profile: Profile, settings: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    identity = _identity(choose, profile, settings)
+    return {name: identity[name] for name in identity if name == "Serial"}
 
 
 def _after(choose: random.Random, before: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from json.encoder import encode_basestring_ascii
 from typing import TYPE_CHECKING, Any
 
-from fuzz.grammar import ACTIVITY, Message
+from fuzz.grammar import ACTIVITY, Embedded, Message
 from hotlun.bridge.frames import DEFAULT_LIMIT, HEADER
 from hotlun.bridge.messages import MessageType
 
@@ -70,6 +70,8 @@ def written(value: Any) -> str:
     """JSON, compact."""
     if isinstance(value, Raw):
         return str(value)
+    if isinstance(value, Embedded):
+        return encode_basestring_ascii(written(value.document))
     if isinstance(value, Pairs):
         inner = ",".join(f"{encode_basestring_ascii(name)}:{written(part)}" for name, part in value)
         return f"{{{inner}}}"
@@ -104,13 +106,25 @@ def mutate_document(choose: random.Random, message: Message) -> None:
 
 
 def _changed(choose: random.Random, value: Any) -> Any:
+    if isinstance(value, Embedded) and choose.random() < 0.9:
+        return Embedded(_changed(choose, value.document))
+    if isinstance(value, list) and value and choose.random() < 0.8:
+        index = choose.randrange(len(value))
+        return [*value[:index], _changed(choose, value[index]), *value[index + 1 :]]
     if isinstance(value, dict) and value:
-        inner = [name for name, part in value.items() if isinstance(part, dict) and part]
+        inner = [name for name, part in value.items() if _has_inner(part)]
         if inner and choose.random() < 0.9:
             name = choose.choice(inner)
             return {**value, name: _changed(choose, value[name])}
         return choose.choice(_OF_OBJECTS)(choose, value)
     return _value(choose, value)
+
+
+def _has_inner(part: Any) -> bool:
+    """Whether there are members further down."""
+    if isinstance(part, list):
+        return any(isinstance(item, dict) and item for item in part)
+    return isinstance(part, Embedded) or (isinstance(part, dict) and bool(part))
 
 
 def _value(choose: random.Random, old: Any) -> Any:

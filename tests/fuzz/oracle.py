@@ -33,6 +33,8 @@ _MEMBERS = frozenset(
         "Properties",
     )
 )
+_LANED = (MessageType.MODIFY_SETTINGS, MessageType.GET_PROPERTIES)
+"""Requests that are not answered where they are read."""
 _INT32 = range(-(1 << 31), 1 << 31)
 
 
@@ -86,8 +88,8 @@ def owed(data: bytes, *, drops: bool) -> Debt:
             continue
         answer = (0x20000000 | frame.kind & 0x0FFFFFFF, frame.id)
         may[answer] += 1
-        # A disk's answer can be overtaken by the end of the link.
-        if not drops and not (breaks and frame.kind == MessageType.MODIFY_SETTINGS):
+        # Such an answer can be overtaken by the end of the link.
+        if not drops and not (breaks and frame.kind in _LANED):
             must[answer] += 1
     is_whole = sum(_HEADER.size + len(frame.payload) for frame in frames) == len(data)
     return Debt(tuple(frames), breaks, is_whole, must, may)
@@ -113,6 +115,7 @@ def check(debt: Debt, data: bytes) -> tuple[list[str], list[tuple[Cut, dict[str,
             key = (answer.kind, answer.id)
             if key not in repeated and key in requests:
                 _check_activity(requests[key], document)
+                _check_properties(requests[key], document)
             read.append((answer, document))
         except (MessageError, AssertionError) as error:
             wrong.append(
@@ -146,6 +149,32 @@ def _check_activity(request: Cut, document: dict[str, Any]) -> None:
     except MessageError:
         return
     assert answered == activity, "another ActivityId"
+
+
+def _check_properties(request: Cut, document: dict[str, Any]) -> None:
+    """An entry for each disk that was asked for, and a word for each of its mounts."""
+    is_told = request.kind == MessageType.GET_PROPERTIES and not document["Result"]
+    assert is_told == ("Properties" in document), "properties, or none, where they do not belong"
+    if not is_told:
+        return
+    properties = json.loads(document["Properties"])
+    query = messages.embedded(messages.decode(request.payload), "Query")
+    if messages.EXTENSION not in query:
+        assert properties == {}, "properties that were not asked for"
+        return
+    assert properties.keys() == {messages.EXTENSION}
+    found = properties[messages.EXTENSION]
+    assert found.keys() == {"Disks"}
+    asked = query.fields(messages.EXTENSION).objects("Disks")
+    assert len(found["Disks"]) == len(asked) <= messages.MAX_SURVEYED_DISKS
+    for disk, wanted in zip(found["Disks"], asked, strict=True):
+        assert disk.keys() <= {"Device", "Mounts"}
+        assert disk.get("Device", messages.OWN) in messages.DEVICES, "no such device"
+        if "Mounts" in disk:
+            assert disk["Device"] == messages.OWN, "mounts without their disk"
+            assert len(disk["Mounts"]) == len(wanted.objects("Mounts")), "other mounts"
+            assert all(type(is_there) is bool for is_there in disk["Mounts"])
+            assert any(disk["Mounts"]), "a member that could have been left out"
 
 
 def leaks(texts: Iterable[str | bytes], frames: Iterable[Cut]) -> list[str]:

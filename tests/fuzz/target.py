@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fuzz.guest.clock import Clock
     from fuzz.inputs import Input
     from fuzz.oracle import Debt
+    from hotlun.agent.queries import DiskQuery, Found
     from hotlun.agent.settings import DiskSettings, Slot
 
 _DEADLINE = 30.0
@@ -110,6 +111,13 @@ class Watched:
         self.clock.begin()
         self.disks.unplug(slot, timeout)
         self._count("unplugged")
+
+    def survey(self, asked: list[DiskQuery]) -> list[Found]:
+        self._count("survey")
+        found: list[Found] = self.disks.survey(asked)
+        self._count("surveyed")
+        self.figures.verbs["found mounts"] += sum(sum(disk.mounts) for disk in found)
+        return found
 
     def _count(self, verb: str) -> None:
         self.reached += 1
