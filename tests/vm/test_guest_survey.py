@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -230,10 +231,9 @@ async def test_a_busy_disk_is_answered_for_at_once(shared_vm: Machine, tmp_path:
     await let_go(shared_vm, mount)
 
 
-async def test_256_disks_with_a_mount_each(
-    vm: Machine, tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
+async def test_256_disks_with_a_mount_each(shared_vm: Machine, tmp_path: Path) -> None:
     """All are there, said within seconds, and other requests do not wait for that."""
+    vm = shared_vm
     image = disks.ext4(tmp_path / "0.raw", size=2 * disks.MIB)
     mounts = []
     for number in range(256):
@@ -259,8 +259,7 @@ async def test_256_disks_with_a_mount_each(
     await asyncio.sleep(0)
     await vm.guest.unplug(nobody)
     beside = time.monotonic() - start
-    record_property("survey of 256", f"{1000 * took:.0f} ms")
-    record_property("another request beside it", f"{1000 * beside:.0f} ms")
+    sys.stdout.write(f"256 disks: {took:.3f} s; another request beside that: {beside:.3f} s\n")
     assert await asking == there(*mounts)
     assert took < 5
     assert beside < took
