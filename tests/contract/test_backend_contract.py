@@ -10,6 +10,7 @@ from support.pairs import TAKEN, VM_ID, memory_pair, real_pair
 
 from hotlun import BackendError, GuestMount, MountConfig, Slot, SlotTakenError
 from hotlun.backends import base
+from hotlun.model import GuestSurvey, Presence
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -232,6 +233,91 @@ class TestUnmountingAndUnplugging:
         await pair.guest.unmount(mount)
         await undo(pair, attachment)
         await undo(pair, other)
+
+
+class TestSurveying:
+    async def test_says_what_there_is_after_each_verb(
+        self, pair: Pair, attachment: Attachment
+    ) -> None:
+        """Attached, mounted, unmounted, let go, detached: each shows, and what is not is absent."""
+        mount = GuestMount(attachment, "/mnt/contract", MOUNTED)
+        nothing, device = GuestSurvey(), GuestSurvey(frozenset({attachment.serial}))
+        await self.check(pair, attachment, mount, nothing, Presence.ABSENT)
+        await pair.host.attach(attachment)
+        await pair.guest.mount(mount)
+        both = GuestSurvey(device.devices, frozenset({mount}))
+        await self.check(pair, attachment, mount, both, Presence.PRESENT)
+        await pair.guest.unmount(mount)
+        await self.check(pair, attachment, mount, device, Presence.PRESENT)
+        await pair.guest.unplug(attachment)
+        await self.check(pair, attachment, mount, nothing, Presence.PRESENT)
+        await pair.host.detach(attachment)
+        await self.check(pair, attachment, mount, nothing, Presence.ABSENT)
+
+    async def check(
+        self,
+        pair: Pair,
+        attachment: Attachment,
+        mount: GuestMount,
+        found: GuestSurvey,
+        presence: Presence,
+    ) -> None:
+        """Asked twice, as to ask changes nothing."""
+        for _ in range(2):
+            assert await base.guest_survey(pair.guest, [attachment], [mount]) == found
+            if pair.host_surveys:
+                said = await base.host_survey(pair.host, [attachment])
+                assert said == {attachment.serial: presence}
+
+    async def test_of_what_was_not_asked_for_says_nothing(
+        self, pair: Pair, attachment: Attachment
+    ) -> None:
+        """Another disk is there and mounted; only who asks for it hears of it."""
+        other = pair.attachment(pair.disk("not_asked_for"), Slot(1, 4))
+        mount = GuestMount(attachment, "/mnt/contract", MOUNTED)
+        others = GuestMount(other, "/mnt/other", MOUNTED)
+        for one in (mount, others):
+            await pair.host.attach(one.attachment)
+            await pair.guest.mount(one)
+        for attachments, mounts in (
+            ([], []),
+            ([attachment], []),
+            ([], [others]),
+            ([attachment], [others]),
+            ([attachment, other], [mount, others]),
+        ):
+            found = GuestSurvey(frozenset(a.serial for a in attachments), frozenset(mounts))
+            assert await base.guest_survey(pair.guest, attachments, mounts) == found
+            if pair.host_surveys:
+                said = await base.host_survey(pair.host, attachments)
+                assert said == {a.serial: Presence.PRESENT for a in attachments}
+        for one in (mount, others):
+            await pair.guest.unmount(one)
+            await undo(pair, one.attachment)
+
+    async def test_tells_a_slots_disks_apart(self, pair: Pair, attachment: Attachment) -> None:
+        """What was in the slot before, or is in another, is not there; nor is it at the path."""
+        earlier = pair.attachment(attachment.disk, SLOT)
+        elsewhere = pair.attachment(pair.disk("elsewhere"), Slot(1, 4))
+        mount = GuestMount(attachment, "/mnt/contract", MOUNTED)
+        mounts = [
+            mount,
+            GuestMount(earlier, "/mnt/contract", MOUNTED),
+            GuestMount(elsewhere, "/mnt/contract", MOUNTED),
+            GuestMount(attachment, "/mnt/other", MOUNTED),
+        ]
+        await pair.host.attach(attachment)
+        await pair.guest.mount(mount)
+        found = await base.guest_survey(pair.guest, [attachment, earlier, elsewhere], mounts)
+        assert found == GuestSurvey(frozenset({attachment.serial}), frozenset({mount}))
+        if pair.host_surveys:
+            assert await base.host_survey(pair.host, [attachment, earlier, elsewhere]) == {
+                attachment.serial: Presence.PRESENT,
+                earlier.serial: Presence.ABSENT,
+                elsewhere.serial: Presence.ABSENT,
+            }
+        await pair.guest.unmount(mount)
+        await undo(pair, attachment)
 
 
 class TestGranting:
