@@ -316,6 +316,111 @@ def test_the_vm_itself_can_be_created_started_and_asked(host: Host) -> None:
         assert answer["ActivityId"] == NULL_ID
 
 
+def survey(*disks: Any, **more: Any) -> dict[str, Any]:
+    return {**messages.properties_request({"Hotlun": {"Disks": list(disks)}}), **more}
+
+
+def test_a_survey_is_answered_disk_by_disk(host: Host, disks: ScriptedDisks) -> None:
+    """In the order of the question, as a document in a string."""
+    host.negotiate()
+    mounts = [{"MountPath": "/there"}, {"MountPath": "/elsewhere"}]
+    document = survey({"Lun": 1, "Serial": "h1", "Mounts": mounts}, {"Controller": 2})
+    answer = host.ask(MessageType.GET_PROPERTIES, document)
+    assert answer == {
+        "Result": 0,
+        "ActivityId": NULL_ID,
+        "Properties": '{"Hotlun":{"Disks":[{"Device":"Own","Mounts":[true,false]},'
+        '{"Device":"Own"}]}}',
+    }
+    assert disks.done == ["survey 0:1 h1", "survey 2:0"]
+
+
+@pytest.mark.parametrize(
+    ("document", "code"),
+    [
+        (survey(7), HResult.INVALID_JSON),
+        (survey({"Lun": 300}), HResult.INVALID_JSON),
+        (survey(*[{}] * 1025), HResult.INVALID_JSON),
+        (survey({"Mounts": [{"MountPath": "relative"}]}), HResult.INVALID_ARGUMENT),
+        (survey(Query=7), HResult.INVALID_JSON),
+        (survey(Query={"Hotlun": {}}), HResult.INVALID_JSON),
+        (survey(Query='{"Hotlun":7}'), HResult.INVALID_JSON),
+        (survey(Query='{"Hotlun":'), HResult.INVALID_JSON),
+        (survey(Query="[" * 9999), HResult.INVALID_JSON),
+        (survey(Query="\ud800"), HResult.INVALID_JSON),
+        (survey(ContainerId="1f1"), HResult.SYSTEM_NOT_FOUND),
+    ],
+)
+def test_a_survey_that_makes_no_sense_has_its_code(
+    host: Host, disks: ScriptedDisks, document: Any, code: HResult
+) -> None:
+    """And looks at nothing."""
+    answer = host.negotiate().ask(MessageType.GET_PROPERTIES, document)
+    assert answer["Result"] & 0xFFFFFFFF == code
+    assert answer["ErrorMessage"]
+    assert "Properties" not in answer
+    assert disks.done == []
+
+
+@pytest.mark.parametrize(
+    "query", ["", "{}", '{"PropertyTypes":["Memory"]}', '{"Hotlun":null}', None]
+)
+def test_properties_that_are_not_ours_are_none(
+    host: Host, disks: ScriptedDisks, query: str | None
+) -> None:
+    """A host that asks as hcsshim's does is answered as before."""
+    document = {"ContainerId": NULL_ID, "Query": query}
+    answer = host.negotiate().ask(MessageType.GET_PROPERTIES, document)
+    assert answer == {"Result": 0, "Properties": "{}"}
+    assert disks.done == []
+
+
+def test_a_survey_waits_for_no_disk(host: Host, disks: ScriptedDisks) -> None:
+    """Nor does a disk wait for a survey."""
+    host.negotiate()
+    busy, slow = threading.Event(), threading.Event()
+    disks.at["/busy"] = lambda: assert_set(busy)
+    disks.at["slow"] = lambda: assert_set(slow)
+    mounting = host.modify("Add", "MappedVirtualDisk", MountPath="/busy")
+    assert host.ask(MessageType.GET_PROPERTIES, survey({"Serial": "quick"}))["Result"] == 0
+    surveying = host.send(MessageType.GET_PROPERTIES, survey({"Serial": "slow"}))
+    busy.set()
+    assert host.receive()[0].id == mounting
+    slow.set()
+    assert host.receive()[0].id == surveying
+
+
+def assert_set(event: threading.Event) -> None:
+    assert event.wait(DEADLINE)
+
+
+def test_a_survey_that_fails_is_told_in_words(host: Host, disks: ScriptedDisks) -> None:
+    """As any request, and the next one is served."""
+
+    def fail() -> None:
+        raise OSError(24, "Too many open files")
+
+    disks.at["bad"] = fail
+    answer = host.negotiate().ask(MessageType.GET_PROPERTIES, survey({"Serial": "bad"}))
+    assert answer["Result"] & 0xFFFFFFFF == HResult.FAIL
+    assert "Too many open files" in answer["ErrorMessage"]
+    assert host.code(MessageType.GET_PROPERTIES, survey({"Serial": "good"})) == HResult.OK
+
+
+def test_the_largest_survey_has_an_answer_that_a_host_takes(host: Host) -> None:
+    """64 KiB with hcsshim's, whatever is found."""
+    disks = messages.MAX_SURVEYED_DISKS
+    mounts = [{"MountPath": "/there"}] + [{"MountPath": "/m"}] * (
+        messages.MAX_SURVEYED_MOUNTS // disks - 1
+    )
+    number = host.negotiate().send(
+        MessageType.GET_PROPERTIES, survey(*[{"Serial": "x", "Mounts": mounts}] * disks)
+    )
+    frame, answer = host.receive()
+    assert (frame.id, answer["Result"]) == (number, 0)
+    assert HEADER.size + len(frame.payload) <= 1 << 16
+
+
 @pytest.mark.parametrize("character", ["x", "\0", "\ud800", "\U0001f4be"])
 def test_no_answer_is_larger_than_a_host_takes(host: Host, character: str) -> None:
     """64 KiB with hcsshim's: neither an id that is given back nor words that quote make it so."""

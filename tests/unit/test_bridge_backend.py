@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from hotlun.model import (
     DiskIdentity,
     DiskKind,
     GuestMount,
+    GuestSurvey,
     MountConfig,
     Secret,
     Slot,
@@ -43,6 +45,7 @@ OURS = (
     messages.FEATURE_KEYS,
     messages.FEATURE_VERITY,
     messages.FEATURE_LAZY_UNMOUNT,
+    messages.FEATURE_SURVEY,
 )
 
 DISK = Disk("/srv/data.vhdx", DiskKind.VIRTUAL_DISK)
@@ -369,6 +372,68 @@ async def test_no_answer_in_time(tmp_path: Path, operation: str) -> None:
         task = start(backend, operation)
         await (await peer.call()).reply()
         await task
+
+
+async def test_a_survey_is_a_question(tmp_path: Path) -> None:
+    """GetProperties of the VM, as often as it takes; its answers are one."""
+    many = [Attachment(Slot(n // 200, n % 200), DISK, f"h{n}") for n in range(300)]
+    mount = GuestMount(many[0], "/mnt/data", MountConfig())
+    async with guest(tmp_path) as (peer, backend):
+        asking = asyncio.ensure_future(backend.survey(many, [mount]))
+        for _ in range(2):
+            call = await peer.call()
+            assert call.frame.type == messages.MessageType.GET_PROPERTIES
+            query = json.loads(call.document["Query"])["Hotlun"]["Disks"]
+            told = [{"Device": "Own", "Mounts": [True] * len(d.get("Mounts", ()))} for d in query]
+            await call.reply(Properties=json.dumps({"Hotlun": {"Disks": told}}))
+        everything = GuestSurvey(frozenset(one.serial for one in many), frozenset({mount}))
+        assert await asking == everything
+        assert len(peer.calls) == 2
+
+
+@pytest.mark.parametrize("os_type", ["linux", "windows"])
+async def test_an_agent_that_cannot_be_asked_is_not_asked(tmp_path: Path, os_type: OSType) -> None:
+    """It says None, which is not that there is nothing."""
+    async with guest(tmp_path, os_type, features=(messages.FEATURE_KEYS,)) as (peer, backend):
+        assert await base.guest_survey(backend, [ATTACHMENT], [mounted()]) is None
+        assert peer.calls == []
+
+
+@pytest.mark.parametrize(
+    ("code", "more", "words"),
+    [
+        (HResult.NOT_IMPLEMENTED, {"message": "not here"}, "not here .*NOT_IMPLEMENTED"),
+        (1, {}, "no reason given"),
+        (0, {}, "makes no sense"),
+        (0, {"Properties": "{}"}, "no Hotlun in the properties"),
+        (0, {"Properties": '{"Hotlun":{"Disks":[{},{}]}}'}, "2 disks, where 1"),
+        (0, {"Properties": 5}, "makes no sense"),
+    ],
+)
+async def test_a_survey_without_an_answer_that_makes_sense(
+    tmp_path: Path, code: int, more: dict[str, Any], words: str
+) -> None:
+    """A guest that cannot be asked: nothing is believed, and nothing has changed."""
+    async with guest(tmp_path) as (peer, backend):
+        asking = asyncio.ensure_future(backend.survey([ATTACHMENT], []))
+        await (await peer.call()).reply(code, **more)
+        with pytest.raises(BackendError, match=f"did not say what it has: .*{words}") as caught:
+            await asking
+        assert caught.value.operation == "survey"
+
+
+async def test_a_survey_whose_answer_is_lost(tmp_path: Path) -> None:
+    """It changes nothing, so nothing is unknown but the answer: no OutcomeUnknownError."""
+    async with guest(tmp_path, timeout=0.2) as (peer, backend):
+        with pytest.raises(BackendError, match="did not answer"):
+            await backend.survey([ATTACHMENT], [])
+        asking = asyncio.ensure_future(backend.survey([ATTACHMENT], []))
+        await peer.call()
+        (await peer.call()).link.hang_up()
+        with pytest.raises(BackendError, match="was lost"):
+            await asking
+        with pytest.raises(BackendError, match="was not sent"):
+            await backend.survey([ATTACHMENT], [])
 
 
 async def test_what_the_bridge_cannot_say(tmp_path: Path) -> None:
