@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fuzz.grammar import SECRET, SECRET_TEXT
 from hotlun.bridge import messages
-from hotlun.bridge.messages import MessageError, MessageType, Response
+from hotlun.bridge.messages import Fields, MessageError, MessageType, Response
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -157,24 +157,25 @@ def _check_properties(request: Cut, document: dict[str, Any]) -> None:
     assert is_told == ("Properties" in document), "properties, or none, where they do not belong"
     if not is_told:
         return
-    properties = json.loads(document["Properties"])
+    properties = messages.embedded(Fields(document), "Properties")
     query = messages.embedded(messages.decode(request.payload), "Query")
     if messages.EXTENSION not in query:
-        assert properties == {}, "properties that were not asked for"
+        assert properties.document == {}, "properties that were not asked for"
         return
-    assert properties.keys() == {messages.EXTENSION}
-    found = properties[messages.EXTENSION]
-    assert found.keys() == {"Disks"}
+    assert properties.document.keys() == {messages.EXTENSION}
+    found = properties.fields(messages.EXTENSION)
+    assert found.document.keys() == {"Disks"}
     asked = query.fields(messages.EXTENSION).objects("Disks")
-    assert len(found["Disks"]) == len(asked) <= messages.MAX_SURVEYED_DISKS
-    for disk, wanted in zip(found["Disks"], asked, strict=True):
-        assert disk.keys() <= {"Device", "Mounts"}
-        assert disk.get("Device", messages.OWN) in messages.DEVICES, "no such device"
-        if "Mounts" in disk:
-            assert disk["Device"] == messages.OWN, "mounts without their disk"
-            assert len(disk["Mounts"]) == len(wanted.objects("Mounts")), "other mounts"
-            assert all(type(is_there) is bool for is_there in disk["Mounts"])
-            assert any(disk["Mounts"]), "a member that could have been left out"
+    disks = found.objects("Disks")
+    assert len(disks) == len(asked) <= messages.MAX_SURVEYED_DISKS, "other disks"
+    for disk, wanted in zip(disks, asked, strict=True):
+        assert disk.document.keys() <= {"Device", "Mounts"}
+        device, mounts = disk.string("Device"), disk.booleans("Mounts")
+        assert device in ("", *messages.DEVICES), "no such device"
+        if mounts:
+            assert device == messages.OWN, "mounts without their disk"
+            assert len(mounts) == len(wanted.objects("Mounts")), "other mounts"
+            assert any(mounts), "a member that could have been left out"
 
 
 def leaks(texts: Iterable[str | bytes], frames: Iterable[Cut]) -> list[str]:

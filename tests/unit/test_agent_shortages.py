@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 KEY = base64.b64encode(KEYS[0]).decode()
 DISK = ("Add", "MappedVirtualDisk")
+SURVEY = ("", "")
 MAKING = {"EnsureFilesystem": True, "Filesystem": "ext4"}
 
 REQUESTS: dict[str, list[tuple[tuple[str, str], dict[str, Any]]]] = {
@@ -54,6 +55,11 @@ REQUESTS: dict[str, list[tuple[tuple[str, str], dict[str, Any]]]] = {
     ],
     "an unplug": [(("Remove", "SCSIDevice"), {})],
     "an unplug of what is in use": [(("Remove", "SCSIDevice"), {"Controller": 1})],
+    "a survey of a mount": [(SURVEY, {"Serial": "disk-0"})],
+    "a survey of a partition": [(SURVEY, {"Lun": 3, "Partition": 1})],
+    "a survey of a link": [(SURVEY, {"BlockDev": True})],
+    "a survey of a volume": [(SURVEY, {"Lun": 4, "Encrypted": True})],
+    "a survey of a verified disk": [(SURVEY, {"Lun": 5, "Verity": {"RootHash": ROOT_HASH}})],
 }
 
 REFUSED = ("a partition that is not there", "an unplug of what is in use")
@@ -71,6 +77,12 @@ def given(requests: list[tuple[tuple[str, str], dict[str, Any]]], faults: dict[i
     """A greeting, then these, one link's."""
     talk = [Message(MessageType.NEGOTIATE_PROTOCOL, 1, messages.negotiate_request())]
     for number, ((kind, resource), settings) in enumerate(requests, 2):
+        if (kind, resource) == SURVEY:
+            disk = {name: settings[name] for name in ("Lun", "Serial") if name in settings}
+            disk["Mounts"] = [{"MountPath": "/run/mounts/m0", **settings}]
+            document = messages.properties_request({messages.EXTENSION: {"Disks": [disk]}})
+            talk.append(Message(MessageType.GET_PROPERTIES, number, document))
+            continue
         if resource == "MappedVirtualDisk":
             settings = {"MountPath": "/run/mounts/m0", **settings}
         request = {"RequestType": kind, "ResourceType": resource, "Settings": settings}

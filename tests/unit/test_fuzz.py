@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import subprocess
 import sys
@@ -92,6 +93,36 @@ def test_an_answer_that_is_not_as_it_should_be_is_noticed(answers: bytes, words:
     assert oracle.check(debt, answer())[0] == []
     wrong, _ = oracle.check(debt, answers)
     assert words in " ".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"Device": "Own", "Mounts": [False, True]}, ""),
+        ({}, ""),
+        ({"Device": "Mine"}, "no such device"),
+        ({"Mounts": [False, True]}, "without their disk"),
+        ({"Device": "Other", "Mounts": [False, True]}, "without their disk"),
+        ({"Device": "Own", "Mounts": [True]}, "other mounts"),
+        ({"Device": "Own", "Mounts": [False, False]}, "left out"),
+        ({"Device": "Own", "Mounts": [1, 0]}, "not an array of booleans"),
+        (7, "not an array of objects"),
+    ],
+)
+def test_a_survey_that_is_not_as_it_should_be_is_noticed(told: Any, words: str) -> None:
+    """Of two mounts of one disk, when they were asked for."""
+    mounts = [{"MountPath": "/a"}, {"MountPath": "/b"}]
+    document = messages.properties_request({"Hotlun": {"Disks": [{"Mounts": mounts}]}})
+    kind = MessageType.GET_PROPERTIES
+    frame = Frame(kind, 7, messages.encode_request({**document, "ActivityId": "a"}))
+    debt = oracle.owed(encode(frame), drops=False)
+    properties = json.dumps({"Hotlun": {"Disks": [told]}})
+    wrong, _ = oracle.check(debt, answer(kind, Properties=properties))
+    assert words in " ".join(wrong)
+    assert bool(wrong) == bool(words)
+    assert oracle.check(debt, answer(kind))[0]
+    assert oracle.check(debt, answer(kind, Properties="{}"))[0]
+    assert oracle.check(oracle.owed(START, drops=False), answer(Properties="{}"))[0]
 
 
 def test_what_is_owed_depends_on_how_the_link_ends() -> None:

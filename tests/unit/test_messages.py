@@ -56,6 +56,49 @@ def test_start_names_the_vm() -> None:
     )
 
 
+def test_a_query_is_a_document_in_a_string() -> None:
+    """So are the properties that answer it; both are read again as what they were."""
+    document = messages.properties_request({"Hotlun": {"Disks": [{"Serial": 'h"1'}]}})
+    assert document == {
+        "ContainerId": messages.NULL_ID,
+        "ActivityId": messages.NULL_ID,
+        "Query": '{"Hotlun":{"Disks":[{"Serial":"h\\"1"}]}}',
+    }
+    inner = messages.embedded(Fields(document), "Query").fields("Hotlun")
+    assert [disk.string("Serial") for disk in inner.objects("Disks")] == ['h"1']
+    assert messages.properties_response({}, activity_id="a") == {
+        "Result": 0,
+        "ActivityId": "a",
+        "Properties": "{}",
+    }
+
+
+@pytest.mark.parametrize("text", [None, "", "{}"])
+def test_an_embedded_document_that_is_missing_is_empty(text: str | None) -> None:
+    """As every member that is missing has the zero value of its type."""
+    assert messages.embedded(Fields({"Query": text}), "Query").document == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [7, {}, [], True, "x", "[]", "7", "{", "\ud800", '{"a":NaN}', '{"a":' * 99 + "1" + "}" * 99],
+)
+def test_an_embedded_document_is_read_as_any_other(text: object) -> None:
+    """Its depth and its numbers are bounded, and what is wrong is said of the member."""
+    with pytest.raises(MessageError, match=r"^Query"):
+        messages.embedded(Fields({"Query": text}), "Query")
+
+
+def test_booleans_and_nothing_else() -> None:
+    """A number is no boolean, and a boolean is no array of them."""
+    assert Fields({"Mounts": [True, False]}).booleans("mounts") == [True, False]
+    assert Fields({}).booleans("Mounts") == []
+    values: tuple[object, ...] = (True, [1], [None], ["true"], {})
+    for value in values:
+        with pytest.raises(MessageError, match=r"Mounts is .*, not an array of booleans"):
+            Fields({"Mounts": value}).booleans("Mounts")
+
+
 def test_nothing_is_escaped_that_need_not_be() -> None:
     """`&`, `<` and letters of any script go out as they are; members keep their order."""
     document = {"z": "<a&b>", "a": "ü💾", "m": [1, True, None]}
