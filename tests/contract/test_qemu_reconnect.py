@@ -289,6 +289,28 @@ async def test_a_qemu_that_has_ended(tmp_path: Path, disk: Attachment, way: str)
 
 
 @pytest.mark.qemu
+async def test_another_qemu_in_the_same_place(tmp_path: Path, disk: Attachment) -> None:
+    """It is not taken for the one that was connected: that VM is gone, and this one is let be."""
+    (tmp_path / "other").mkdir()
+    async with (
+        running_qemu(tmp_path) as vm,
+        running_qemu(tmp_path / "other") as newer,
+        Relay.to(vm.qmp_socket, tmp_path) as relay,
+        through(relay) as host,
+    ):
+        heard = Heard(host)
+        relay.target = newer.qmp_socket
+        relay.cut()
+        await heard.kinds(ConnectionLost, VMGone)
+        with pytest.raises(VMGoneError, match=r"the VM is gone: another QEMU has its monitor"):
+            await host.attach(disk)
+        assert await newer.is_bare()
+        async with asyncio.timeout(PROMPT), connected(newer) as other:
+            await other.attach(disk)
+            await other.detach(disk)
+
+
+@pytest.mark.qemu
 async def test_calls_in_flight_when_qemu_is_killed(tmp_path: Path) -> None:
     """Sent ones are unknown, waiting ones learn that the VM is gone; none takes long."""
     disks = [image(tmp_path, lun) for lun in range(32)]

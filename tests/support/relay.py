@@ -20,7 +20,8 @@ class Relay:
         self.path = path
         self.met = asyncio.Event()
         """Set when the trigger has been met."""
-        self._target = target
+        self.target = target
+        """Where the next connection goes."""
         self._trigger = b""
         self._cuts = False
         self._silent = False
@@ -60,7 +61,7 @@ class Relay:
         self._silent = False
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_unix_connection(self._target)
+        there, back = await asyncio.open_unix_connection(self.target)
         self._writers += [writer, back]
         for source, sink, asks in ((reader, back, True), (there, writer, False)):
             task = asyncio.create_task(self._pass_on(source, sink, asks))

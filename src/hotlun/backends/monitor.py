@@ -7,8 +7,9 @@ carries out the commands of one monitor in order, and those of the next connecti
 after them, so a later command finds the outcome of one given up.
 
 A socket that has had a monitor and now refuses connections, or is missing, has lost its
-QEMU: `VMGoneError`, for good. One that accepts and stays silent has not: QEMU
-hangs, or serves another client.
+QEMU: `VMGoneError`, for good. So has one where another QEMU answers, started anew in the same
+place: it is told by the host's id of its first vCPU's thread. One that accepts and stays
+silent has not: QEMU hangs, or serves another client.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from hotlun.backends.errand import Errand
 from hotlun.backends.link import Link
 from hotlun.errors import BackendError, VMGoneError
 from hotlun.events import ConnectionLost, ConnectionRestored, VMGone
@@ -25,7 +27,6 @@ from hotlun.events import ConnectionLost, ConnectionRestored, VMGone
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Mapping
 
-    from hotlun.backends.errand import Errand
     from hotlun.backends.link import Hear
     from hotlun.backends.refusals import Meaning
     from hotlun.events import Event
@@ -55,6 +56,8 @@ class Monitor:
         self._path = path
         self._timeout = timeout
         self._link: Link
+        self._who: object = None
+        """Which QEMU this is; None if it does not say."""
         self._is_left = False
         self._lost = ""
         """Why the last connection ended, while there is no other."""
@@ -76,7 +79,7 @@ class Monitor:
             BackendError: nobody answers there.
         """
         monitor = cls(path, timeout)
-        monitor._link = await Link.open(path, timeout, monitor._hear)
+        monitor._link, monitor._who = await monitor._connected()
         keeper = asyncio.create_task(monitor._keep(), name="hotlun-qmp-keeper")
         try:
             yield monitor
@@ -167,15 +170,40 @@ class Monitor:
 
     async def _connect_again(self) -> None:
         try:
-            self._link = await Link.open(self._path, self._timeout, self._hear)
+            link, who = await self._connected()
         except BackendError as error:
             _log.debug("not connected again: %s", error)
             if isinstance(error.__cause__, (ConnectionRefusedError, FileNotFoundError)):
-                self._gone = f"nobody listens at its monitor {self._path} any more"
-                self._announce(VMGone(self._gone))
-        else:
-            self._lost = ""
-            self._announce(ConnectionRestored("host"))
+                self._is_gone(f"nobody listens at its monitor {self._path} any more")
+            return
+        if who != self._who:
+            await _let_go(link)
+            self._is_gone(f"another QEMU has its monitor {self._path} now")
+            return
+        self._link, self._lost = link, ""
+        self._announce(ConnectionRestored("host"))
+
+    async def _connected(self) -> tuple[Link, object]:
+        """A connection, and which QEMU is at its other end."""
+        link = await Link.open(self._path, self._timeout, self._hear)
+        try:
+            answer = await link.query(Errand("connect"), "query-cpus-fast", {})
+        except BackendError as error:
+            if error.code is None:
+                await _let_go(link)
+                raise
+            answer = None
+        except BaseException:
+            await _let_go(link)
+            raise
+        match answer:
+            case [{"thread-id": who}, *_]:
+                return link, who
+        return link, None
+
+    def _is_gone(self, why: str) -> None:
+        self._gone = why
+        self._announce(VMGone(why))
 
     def _announce(self, event: Event) -> None:
         self._changed.set()
@@ -184,3 +212,8 @@ class Monitor:
 
     def _hear(self, event: Mapping[str, object]) -> None:
         self.on_event(event)
+
+
+async def _let_go(link: Link) -> None:
+    link.hang_up()
+    await link.ended()
