@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from support.qemu import QEMU, attachment, loop_device, make_image, running_qemu
+from support.qemu import QEMU, attachment, connected, loop_device, make_image, running_qemu
 
+from hotlun.backends import base
 from hotlun.backends.access import AccessGrants
 from hotlun.backends.qemu import QEMUHostBackend
 from hotlun.errors import BackendError, UnsupportedError
-from hotlun.model import Disk, DiskKind, ImageFormat
+from hotlun.model import Disk, DiskKind, ImageFormat, Presence
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -99,6 +100,34 @@ async def test_a_vm_of_another_user(
     assert listed(path) == before
     with pytest.raises(BackendError, match="give that user as vm_id"):
         await host.attach(disk)
+
+
+@pytest.mark.qemu
+async def test_a_grant_of_an_earlier_connection(vm: QEMU, folder: Path) -> None:
+    """With its plan whoever comes next detaches and revokes as if it had granted itself."""
+    path, other = image(folder), image(folder, "other")
+    before = listed(path, other)
+    disk = attachment(path)
+    async with connected(vm) as host:
+        plan = base.plan_grant(host, disk.disk, USER)
+        assert listed(path, other) == before
+        await host.grant_access(disk.disk, USER)
+        await host.attach(disk)
+    async with connected(vm) as host:
+        base.adopt_grant(host, disk.disk, USER, plan)
+        assert await host.survey([disk]) == {disk.serial: Presence.PRESENT}
+        await host.grant_access(virtual(other), USER)
+        await host.detach(disk)
+        await host.revoke_access(disk.disk, USER)
+        second = attachment(other)
+        await host.attach(second)
+        await host.detach(second)
+        await host.revoke_access(virtual(other), USER)
+        assert listed(path, other) == before
+        with pytest.raises(BackendError, match="give that user as vm_id"):
+            await host.attach(disk)
+        with pytest.raises(BackendError, match="not understood"):
+            base.adopt_grant(host, disk.disk, USER, "{}")
 
 
 @pytest.mark.qemu
