@@ -10,6 +10,7 @@ import gc
 import os
 import signal
 import socket
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -125,6 +126,22 @@ async def test_a_monitor_that_another_client_has(monitor: ScriptedMonitor, tmp_p
     with socket.socket(socket.AF_UNIX) as busy:
         busy.bind(str(path))
         busy.listen(1)
+        with pytest.raises(BackendError, match="another client has this monitor"):
+            async with QEMUHostBackend.connect(path, timeout=SHORT):
+                pass
+
+
+async def test_a_monitor_that_many_wait_for(tmp_path: Path) -> None:
+    """Where there is no place in line either, the error is the same; a place is waited for."""
+    path = str(tmp_path / "busy.sock")
+    with socket.socket(socket.AF_UNIX) as busy, ExitStack() as stack:
+        busy.bind(path)
+        busy.listen(0)
+        with pytest.raises(BlockingIOError):
+            while True:
+                other = stack.enter_context(socket.socket(socket.AF_UNIX))
+                other.setblocking(False)
+                other.connect(path)
         with pytest.raises(BackendError, match="another client has this monitor"):
             async with QEMUHostBackend.connect(path, timeout=SHORT):
                 pass

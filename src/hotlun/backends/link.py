@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("hotlun.qemu")
 _IN_LINE = 0.05
-"""Seconds between two attempts to stand in line for a monitor; only one may wait there."""
+"""Seconds between two attempts to stand in line for a monitor that others wait for, too."""
 
 
 class _AtDebug(logging.Filter):
@@ -226,12 +226,10 @@ async def _connect(client: QMPClient, path: str, timeout: float) -> socket.socke
     try:
         connection.setblocking(False)
         async with asyncio.timeout(timeout):
-            while True:
-                try:
-                    connection.connect(path)
-                    break
-                except BlockingIOError:  # somebody is next already; the loop's own
-                    await asyncio.sleep(_IN_LINE)  # `sock_connect` takes this for success
+            # A line that is full already is a BlockingIOError, which the loop's own
+            # `sock_connect` takes for success.
+            while not _stands_in_line(connection, path):  # noqa: ASYNC110 - there is no event
+                await asyncio.sleep(_IN_LINE)
             await client.connect(connection)
     except TimeoutError as error:
         connection.close()
@@ -254,3 +252,11 @@ async def _connect(client: QMPClient, path: str, timeout: float) -> socket.socke
         connection.close()
         raise
     return connection
+
+
+def _stands_in_line(connection: socket.socket, path: str) -> bool:
+    try:
+        connection.connect(path)
+    except BlockingIOError:
+        return False
+    return True
