@@ -250,3 +250,18 @@ async def test_events_come_on_the_next_connection_too(
     await ear.next()
     monitor.say("BLOCK_IO_ERROR", **io_error(disk))
     assert cast("DiskFailed", await ear.next()).attachment == disk
+
+
+async def test_a_reason_is_not_carried_to_the_next_connection(
+    monitor: ScriptedMonitor, host_of_script: QEMUHostBackend, disk: Attachment
+) -> None:
+    """The pause that it was for has been missed."""
+    ear = Ear(host_of_script)
+    await host_of_script.attach(disk)
+    monitor.say("BLOCK_IO_ERROR", **io_error(disk, action="stop"))
+    assert isinstance(await ear.next(), DiskFailed)
+    monitor.hang_up()
+    await ear.next()
+    await ear.next()
+    monitor.say("STOP")
+    assert await ear.next() == VMPaused("")

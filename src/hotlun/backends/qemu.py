@@ -35,7 +35,7 @@ from hotlun.errors import (
     UnsupportedError,
     VMGoneError,
 )
-from hotlun.events import VMGone
+from hotlun.events import ConnectionLost, VMGone
 from hotlun.model import DiskIdentity, Presence
 
 if TYPE_CHECKING:
@@ -341,6 +341,9 @@ class QEMUHostBackend:
             self._tell(event)
 
     def _tell(self, event: Event) -> None:
+        if isinstance(event, ConnectionLost):
+            # What one connection said is no reason for what the next one says.
+            self._news = News(self._known.find)
         if isinstance(event, VMGone):
             self._known.forget()
         for listener in tuple(self._listeners.values()):
