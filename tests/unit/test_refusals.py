@@ -15,6 +15,7 @@ from hotlun.backends.refusals import Meaning, understand
         ("Device 'hotlun-h1' not found", Meaning.DEVICE_ABSENT),
         ("Failed to find node with node-name='hotlun-h1'", Meaning.NODE_ABSENT),
         ("Node hotlun-h1 is in use", Meaning.NODE_IN_USE),
+        ("Block device hotlun-h1 is in use", Meaning.NODE_IN_USE),
         ("Node 'hotlun-h1' is busy: node is used as backing hd of 'x'", Meaning.NODE_IN_USE),
         ("Device hotlun-h1 is already in the process of unplug", Meaning.BEING_UNPLUGGED),
         ("Could not open '/x': No such file or directory", Meaning.REFUSED),
