@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from hotlun.bridge import messages
 from hotlun.bridge.client import BridgeConnection
 from hotlun.bridge.frames import Frame, FrameDecoder, encode
-from hotlun.bridge.messages import MessageType, Response
+from hotlun.bridge.messages import HResult, MessageType, Response
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +28,8 @@ class Link:
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
         self.decoder = FrameDecoder()
+        self.is_greeted = False
+        """Somebody has negotiated; an agent that is started anew knows nothing of it."""
         self.reading = asyncio.Event()
         """Cleared: the peer takes no more bytes."""
         self.reading.set()
@@ -143,7 +145,12 @@ class Peer:
             writer.transport.abort()
 
     async def _take(self, call: Call) -> None:
-        if call.frame.type == MessageType.NEGOTIATE_PROTOCOL and self._greets:
+        negotiates = call.frame.type == MessageType.NEGOTIATE_PROTOCOL
+        if self._greets and negotiates == call.link.is_greeted:
+            await call.reply(HResult.NOT_IMPLEMENTED, "not now")
+            return
+        call.link.is_greeted = True
+        if negotiates and self._greets:
             self.greetings.append(call.frame)
             payload = messages.encode_response(self._greeting)
             greeting = call.frame._replace(

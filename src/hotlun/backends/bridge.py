@@ -13,6 +13,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from hotlun.backends import requests, surveys
+from hotlun.bridge.client import Change
 from hotlun.bridge.messages import (
     FEATURE_SURVEY,
     HResult,
@@ -28,21 +29,19 @@ from hotlun.errors import (
     UnsupportedError,
     WrongKeyError,
 )
+from hotlun.events import ConnectionLost, ConnectionRestored, VMGone
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
-    from hotlun.backends.base import OSType
+    from hotlun.backends.base import Listener, OSType
     from hotlun.bridge.client import BridgeConnection
     from hotlun.model import Attachment, Disk, GuestMount, GuestSurvey, MountConfig
 
 _log = logging.getLogger(__name__)
 
 _ADVICE_BY_CODE: dict[int, str] = {
-    HResult.NOT_IMPLEMENTED: (
-        "if the agent was started anew, open a new BridgeConnection; "
-        "else it cannot do that: run hotlun's of this version in the guest"
-    ),
+    HResult.NOT_IMPLEMENTED: "this agent cannot do that: run hotlun's of this version in the guest",
     HResult.UNKNOWN_MESSAGE: "this agent cannot do that: run hotlun's of this version in the guest",
     HResult.INVALID_JSON: "the agent does not understand the request: its version does not fit",
     HResult.INVALID_STATE: "something in the guest still uses it: stop that and try again",
@@ -152,6 +151,23 @@ class BridgeGuestBackend:
                 raise _not_surveyed(str(error), error.code, error.detail) from error
         return surveys.together(answers)
 
+    def watch(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener(event)` when the guest is lost, back, or gone with its VM.
+
+        Until the function that is returned is called.
+        """
+
+        def tell(change: Change, reason: str) -> None:
+            match change:
+                case Change.LOST:
+                    listener(ConnectionLost("guest", reason))
+                case Change.RESTORED:
+                    listener(ConnectionRestored("guest"))
+                case Change.GONE:
+                    listener(VMGone(reason))
+
+        return self._connection.watch(tell)
+
     async def _send(
         self, operation: str, request: requests.Request, attachment: Attachment, where: str
     ) -> None:
@@ -176,7 +192,7 @@ class BridgeGuestBackend:
             raise problem(OutcomeUnknownError, message, error.code, error.detail) from error
         except BackendError as error:
             message = f"the guest was not asked to {what}: {error}"
-            raise problem(BackendError, message, error.code, error.detail) from error
+            raise problem(type(error), message, error.code, error.detail) from error
         if answer.code == HResult.OK:
             return
         words = f"{answer.text or 'no reason given'} [{code_name(answer.code)}]"

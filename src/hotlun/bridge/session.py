@@ -119,7 +119,7 @@ class Session:
             del self._pending[number]
         if not answered.done():
             raise OutcomeUnknownError(
-                f"{self._peer} did not answer a {name} within {timeout:g} s: it may or may not "
+                f"{self._peer} did not answer a {name} within {timeout:.3g} s: it may or may not "
                 "have been done; the connection stays open",
                 detail="no answer in time",
             )
@@ -176,7 +176,7 @@ class Session:
                 await self._writer.drain()
         except TimeoutError:
             raise BackendError(
-                f"nothing was sent: {self._peer} has taken no bytes for {timeout:g} s; "
+                f"nothing was sent: {self._peer} has taken no bytes for {timeout:.3g} s; "
                 "is the agent stuck, or the VM paused?"
             ) from None
         except OSError as error:
