@@ -185,13 +185,13 @@ class TestAnAgentThatIsStartedAnew:
 
     async def test_by_many_at_once(self, path: Path) -> None:
         """They negotiate once, and each is answered."""
-        async with Peer(path, react=lambda call: [call.answer()]) as peer:
-            async with connect(peer) as connection:
-                peer.links[0].is_greeted = False
-                responses = await asyncio.gather(*(asking(connection, n) for n in range(50)))
-                assert {response.code for response in responses} == {0}
-                assert len(peer.greetings) == 2
-                assert len(peer.calls) == 50
+        answering = Peer(path, react=lambda call: [call.answer()])
+        async with answering as peer, connect(peer) as connection:
+            peer.links[0].is_greeted = False
+            responses = await asyncio.gather(*(asking(connection, n) for n in range(50)))
+            assert {response.code for response in responses} == {0}
+            assert len(peer.greetings) == 2
+            assert len(peer.calls) == 50
 
     async def test_what_the_old_one_was_asked_is_unknown(self, path: Path) -> None:
         """That is found out without waiting for the request's own deadline."""
