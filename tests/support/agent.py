@@ -15,7 +15,7 @@ AGENT = "python3 .*/agent.pyz .*"
 _KILL = f"""
 old=$(pgrep -oxf '{AGENT}')
 for port in /proc/$old/fd/*; do
-    port=$(readlink $port)
+    port=$(readlink $port || :)
     case $port in /dev/vport*) break ;; esac
 done
 kill -9 $old
