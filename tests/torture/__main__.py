@@ -12,11 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hotlun.vm import Machine
 from torture.faults import FAULTS, end_the_vm, strike
 from torture.kills import kill_and_drain
 from torture.soak import soak
-
-from hotlun.vm import Machine
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -68,7 +67,8 @@ def main() -> int:
         type=int,
         default=20,
         metavar="N",
-        help="rounds of each of: the monitor cut, the agent killed, the guest reset, QEMU killed (%(default)s)",
+        help="rounds of each: the monitor cut, the agent killed, the guest reset, QEMU killed "
+        "(%(default)s)",
     )
     parser.add_argument(
         "--soak", type=int, default=2000, metavar="N", help="operations (%(default)s)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import random
@@ -133,6 +134,7 @@ async def soak(folder: Path, seed: int, operations: int, *, fault_every: int = 4
             await faults.end()
             await _drain(manager)
             seconds = time.monotonic() - began
+            await _at_rest(before)
             after, guest_after = Size.now(), await _guest_use(vm)
             assert {status.state for status in manager.slots()} == {SlotState.FREE}
         left = await eventually(vm, bare, timeout=60)
@@ -176,6 +178,14 @@ async def _drain(manager: Manager) -> None:
                 await manager.release_all()
             except* HotlunError:
                 await asyncio.sleep(0.2)
+
+
+async def _at_rest(before: Size) -> None:
+    """Whoever looks again after a pause does so once more, and ends."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DEADLINE):
+            while len(asyncio.all_tasks()) > before.tasks:
+                await asyncio.sleep(0.1)
 
 
 async def _guest_use(vm: Machine) -> int:
