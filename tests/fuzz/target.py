@@ -16,6 +16,7 @@ from fuzz import oracle
 from fuzz.guest.errors import StrayError
 from fuzz.guest.machine import Guest
 from fuzz.loading import Agent
+
 from hotlun.agent.links import SocketLink
 from hotlun.bridge.messages import HResult
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from fuzz.guest.clock import Clock
     from fuzz.inputs import Input
     from fuzz.oracle import Debt
+
     from hotlun.agent.queries import DiskQuery, Found
     from hotlun.agent.settings import DiskSettings, Slot
 

@@ -12,10 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hotlun.vm import Machine
 from torture.faults import FAULTS, end_the_vm, strike
 from torture.kills import kill_and_drain
 from torture.soak import soak
+
+from hotlun.vm import Machine
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

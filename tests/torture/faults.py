@@ -18,13 +18,13 @@ from support.clients import Clients
 from support.fuse import FusedGuest, FusedHost, Trigger
 from support.machine import look
 from support.relay import Relay
+from torture.figures import Figures
+from torture.work import Images, work
 
 from hotlun import HotlunError, Manager, SlotState, VMGoneError
 from hotlun.events import DisagreementSettled
 from hotlun.journal import SQLiteJournal
 from hotlun.vm import Machine
-from torture.figures import Figures
-from torture.work import Images, work
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

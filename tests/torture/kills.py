@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from support.clients import Clients
 from support.machine import eventually, look
+from torture.figures import Figures
+from torture.work import Images
 
 from hotlun import Manager, SlotState
 from hotlun.events import DisagreementSettled
 from hotlun.journal import SQLiteJournal
-from torture.figures import Figures
-from torture.work import Images
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from support.clients import Clients
 from support.fuse import Fuse, FusedGuest, FusedHost, FusedJournal, kill_this_process
+from torture.work import Images, work
 
 from hotlun import Manager
 from hotlun.journal import SQLiteJournal
-from torture.work import Images, work
 
 OPERATIONS = 12
 

@@ -17,12 +17,12 @@ from support.agent import kill_agent
 from support.clients import Clients
 from support.machine import eventually, look
 from support.relay import Relay
+from torture.work import Images, operate
 
 from hotlun import HotlunError, Manager, SlotState
 from hotlun.events import DisagreementSettled
 from hotlun.journal import SQLiteJournal
 from hotlun.vm import Machine
-from torture.work import Images, operate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -82,7 +82,7 @@ class Soak:
 
 
 class _Faults:
-    """One fault at a time, while others work."""
+    """What happens while others work."""
 
     def __init__(self, vm: Machine, monitor: Relay, chance: random.Random) -> None:
         self.count: Counter[str] = Counter()
@@ -92,10 +92,9 @@ class _Faults:
         self._running: asyncio.Task[object] | None = None
 
     def strike(self) -> None:
-        """If none is under way."""
-        if self._running is not None and not self._running.done():
-            return
-        if self._chance.random() < 0.3:
+        """The agent is killed once at a time: a new one takes two seconds."""
+        is_killing = self._running is not None and not self._running.done()
+        if not is_killing and self._chance.random() < 0.3:
             self.count["the agent killed"] += 1
             self._running = asyncio.create_task(kill_agent(self._vm))
         else:
