@@ -10,7 +10,6 @@ from json.encoder import encode_basestring_ascii
 from typing import TYPE_CHECKING, Any
 
 from fuzz.grammar import ACTIVITY, Embedded, Message
-
 from hotlun.bridge.frames import DEFAULT_LIMIT, HEADER
 from hotlun.bridge.messages import MessageType
 

@@ -12,7 +12,6 @@ import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fuzz.grammar import SECRET, SECRET_TEXT
-
 from hotlun.bridge import messages
 from hotlun.bridge.messages import Fields, MessageError, MessageType, Response
 

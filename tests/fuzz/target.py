@@ -16,7 +16,6 @@ from fuzz import oracle
 from fuzz.guest.errors import StrayError
 from fuzz.guest.machine import Guest
 from fuzz.loading import Agent
-
 from hotlun.agent.links import SocketLink
 from hotlun.bridge.messages import HResult
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from fuzz.guest.clock import Clock
     from fuzz.inputs import Input
     from fuzz.oracle import Debt
-
     from hotlun.agent.queries import DiskQuery, Found
     from hotlun.agent.settings import DiskSettings, Slot
 

@@ -16,13 +16,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from support import disks
+
 from fuzz import oracle
 from fuzz.grammar import Profile
 from fuzz.inputs import make
 from fuzz.report import Failure, Outcome
 from fuzz.target import Figures
-from support import disks
-
 from hotlun.agent.errors import RequestError
 from hotlun.agent.settings import DiskSettings, Slot, read_timeout
 from hotlun.backends.qemu import QEMUHostBackend

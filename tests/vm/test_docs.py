@@ -23,6 +23,9 @@ EXPECTED = {
     "docs/inside-the-guest.md-0": "kept\n\nFilesystem ",
     "README.md-0": "/run/mounts/scsi/m0",
     "docs/your-own-vm.md-0": "0:0 taken 1 ",
+    "docs/reconciliation.md-0": "True /run/mounts/scsi/m0",
+    "docs/reconciliation.md-1": "paused: somebody said `stop`\ngone, with 0 disks left",
+    "docs/reconciliation.md-2": "0:0 lost+found",
     "docs/testing.md-0": "as scripted: the reply to mount was lost",
 }
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support import disks
 from support.clients import TIMEOUT, Clients, image_at
+from support.counting import COUNT, STOP
 from support.guest_shell import shell
 from support.machine import eventually, look
 from support.migration import disk_arguments
@@ -25,31 +26,6 @@ if TYPE_CHECKING:
     from support.machine import Seen
 
     from hotlun.model import Attachment
-
-COUNT = """
-mkdir -p /run/count
-cat >/run/count/count.py <<'END'
-import os
-import time
-
-file = os.open("{path}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-number = 0
-while True:
-    os.write(file, b"%d\\n" % number)
-    os.fsync(file)
-    number += 1
-    time.sleep(0.005)
-END
-setsid python3 -S /run/count/count.py </dev/null >/dev/null 2>/run/count/error &
-echo $! >/run/count/pid
-until [ "$(wc -l <{path})" -gt 20 ]; do sleep 0.02; done
-"""
-STOP = """
-cat /run/count/error >&2
-pid=$(cat /run/count/pid)
-kill $pid
-while [ -e /proc/$pid ]; do sleep 0.02; done
-"""
 
 MKFS_WAITS = r"""
 mkdir -p /run/making /usr/local/sbin
