@@ -7,13 +7,15 @@ nothing is an error as well.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import assert_type
+from typing import Any, assert_type
 
 from hotlun import (
     Attachment,
+    Disagreement,
     Disk,
     DiskIdentity,
     DiskKind,
+    Finding,
     GuestBackend,
     GuestMount,
     HostBackend,
@@ -21,6 +23,7 @@ from hotlun import (
     Manager,
     Mount,
     MountConfig,
+    Resolution,
     Secret,
     Slot,
     SlotState,
@@ -31,6 +34,8 @@ from hotlun.backends.bridge import BridgeGuestBackend
 from hotlun.backends.memory import MemoryGuestBackend, MemoryHostBackend
 from hotlun.backends.qemu import QEMUHostBackend
 from hotlun.bridge.client import BridgeConnection
+from hotlun.events import Event
+from hotlun.journal import Journal, MemoryJournal, SQLiteJournal
 from hotlun.vm import Machine
 
 
@@ -101,6 +106,30 @@ async def looking(manager: Manager) -> None:
     assert_type(statuses[0].attachment, Attachment | None)
     assert_type(statuses[0].guest_mounts, tuple[GuestMount, ...])
     statuses[0].holders = 3  # type: ignore[misc]
+
+
+async def surviving(host: HostBackend, guest: GuestBackend, journal: Journal) -> None:
+    async with Manager(host, guest, journal=SQLiteJournal(Path("/j"))) as manager:
+        mount = await manager.add_virtual_disk("/d", owner="pid:")
+        assert_type((mount.owner, mount.lost), tuple[str, str])
+        await manager.release_owner("pid:1")
+        assert_type(manager.dead_owners(), tuple[str, ...])
+        (one, *_) = await manager.reconcile()
+        assert_type(one, Disagreement)
+        assert_type((one.finding, one.resolution), tuple[Finding, Resolution])
+        assert_type(one.guest_path, str | None)
+        async for event in manager.events():
+            assert_type(event, Event)
+        document = await manager.save()
+        assert_type(document, dict[str, Any])
+        manager.thaw()
+        await manager.forget(force=True)
+    Manager(host, guest, journal="/j")  # type: ignore[arg-type]
+    for one_of_them in (MemoryJournal(), SQLiteJournal("/j"), journal):
+        Manager(host, guest, journal=one_of_them)
+    restored = Manager.restore(document, host, guest, paths={"/a": "/b"}, journal=journal)
+    assert_type(restored, Manager)
+    await manager.add_virtual_disk("/d", owner=1)  # type: ignore[arg-type]
 
 
 def values() -> None:
