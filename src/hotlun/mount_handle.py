@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Self
 
 from hotlun.errors import AlreadyReleasedError
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
     from hotlun.model import Disk, MountConfig, Slot
     from hotlun.wants import Handle
+
+_log = logging.getLogger("hotlun")
 
 
 class Mount:
@@ -49,7 +52,7 @@ class Mount:
     def lost(self) -> str:
         """Why the disk or the guest mount is not there any more; `""` if it is.
 
-        What was lost is released as everything else: that cleans up, and succeeds.
+        What was lost is released as everything else: that cleans up, succeeds, and is logged.
         """
         return self._handle.lost
 
@@ -66,6 +69,8 @@ class Mount:
             HotlunError: what the backend raised; the Mount keeps its reference.
         """
         await self._release(self._handle)
+        if self.lost:
+            _log.warning("released %r: what was written to it last may be lost", self)
 
     async def __aenter__(self) -> Self:
         return self

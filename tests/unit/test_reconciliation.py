@@ -65,8 +65,8 @@ async def test_nothing_disagrees(vm: VM) -> None:
 
 
 class TestLost:
-    async def test_a_disk_that_was_pulled(self, vm: VM) -> None:
-        """Its Mounts say so; each release succeeds, and the last one cleans up."""
+    async def test_a_disk_that_was_pulled(self, vm: VM, caplog: pytest.LogCaptureFixture) -> None:
+        """Its Mounts say so; each release succeeds, says so too, and the last one cleans up."""
         one, other = await vm.add(A, EXT4), await vm.add(A, EXT4)
         vm.host.vanish(one.serial)
         assert await settled(vm) == [(Finding.DISK_GONE, Resolution.LOST)]
@@ -78,9 +78,11 @@ class TestLost:
         assert await settled(vm) == []
         await one.release()
         assert vm.guest.mounted
+        caplog.clear()
         await other.release()
         assert vm.status().state is SlotState.FREE
         assert one.lost
+        assert "lost: the hypervisor has it no more" in caplog.text
 
     async def test_an_add_of_it_attaches_it_afresh(self, vm: VM) -> None:
         """After it has cleaned up; the old Mounts have nothing left to give back."""
