@@ -265,9 +265,8 @@ class TestSurveying:
         """Asked twice, as to ask changes nothing."""
         for _ in range(2):
             assert await base.guest_survey(pair.guest, [attachment], [mount]) == found
-            if pair.host_surveys:
-                said = await base.host_survey(pair.host, [attachment])
-                assert said == {attachment.serial: presence}
+            said = await base.host_survey(pair.host, [attachment])
+            assert said == {attachment.serial: presence}
 
     async def test_of_what_was_not_asked_for_says_nothing(
         self, pair: Pair, attachment: Attachment
@@ -288,9 +287,8 @@ class TestSurveying:
         ):
             found = GuestSurvey(frozenset(a.serial for a in attachments), frozenset(mounts))
             assert await base.guest_survey(pair.guest, attachments, mounts) == found
-            if pair.host_surveys:
-                said = await base.host_survey(pair.host, attachments)
-                assert said == {a.serial: Presence.PRESENT for a in attachments}
+            said = await base.host_survey(pair.host, attachments)
+            assert said == {a.serial: Presence.PRESENT for a in attachments}
         for one in (mount, others):
             await pair.guest.unmount(one)
             await undo(pair, one.attachment)
@@ -310,12 +308,11 @@ class TestSurveying:
         await pair.guest.mount(mount)
         found = await base.guest_survey(pair.guest, [attachment, earlier, elsewhere], mounts)
         assert found == GuestSurvey(frozenset({attachment.serial}), frozenset({mount}))
-        if pair.host_surveys:
-            assert await base.host_survey(pair.host, [attachment, earlier, elsewhere]) == {
-                attachment.serial: Presence.PRESENT,
-                earlier.serial: Presence.ABSENT,
-                elsewhere.serial: Presence.ABSENT,
-            }
+        assert await base.host_survey(pair.host, [attachment, earlier, elsewhere]) == {
+            attachment.serial: Presence.PRESENT,
+            earlier.serial: Presence.ABSENT,
+            elsewhere.serial: Presence.ABSENT,
+        }
         await pair.guest.unmount(mount)
         await undo(pair, attachment)
 

@@ -47,8 +47,6 @@ class Pair(ABC):
 
     host: HostBackend
     guest: GuestBackend
-    host_surveys = True
-    """Whether the host can be asked what it has."""
 
     def __init__(self) -> None:
         self._names = (f"c{number}" for number in itertools.count())
@@ -104,8 +102,6 @@ class MemoryPair(Pair):
 
 class RealPair(Pair):
     """QEMU and the agent in a guest."""
-
-    host_surveys = False
 
     def __init__(self, vm: Machine, folder: Path) -> None:
         super().__init__()

@@ -13,7 +13,6 @@ from support.clients import TIMEOUT, Clients, image_at
 from support.counting import COUNT, STOP
 from support.guest_shell import shell
 from support.machine import eventually, look
-from support.migration import disk_arguments
 
 from hotlun import MountConfig, OutcomeUnknownError, Slot
 from hotlun.backends.qemu import QEMUHostBackend
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
     from support.machine import Seen
 
-    from hotlun.model import Attachment
 
 MKFS_WAITS = r"""
 mkdir -p /run/making /usr/local/sbin
@@ -63,10 +61,6 @@ def uri(tmp_path: Path) -> str:
     return f"unix:{tmp_path}/migration.sock"
 
 
-def attachments(mounts: list[GuestMount]) -> list[Attachment]:
-    return [mount.attachment for mount in mounts]
-
-
 def named(seen: Seen) -> Seen:
     """Without the block nodes that QEMU names itself, differently each time."""
     return replace(seen, nodes=tuple(node for node in seen.nodes if not node.startswith("#")))
@@ -84,12 +78,11 @@ class TestWithDisks:
             async with Clients.of(source) as clients:
                 for mount in three:
                     await clients.add(mount)
+                arguments = tuple(clients.host.device_arguments())
             await shell(source, f"echo kept >{scratch}/file; sync {scratch}/file")
             await shell(source, COUNT.format(path=f"{data}/count"))
             destination = await stack.enter_async_context(
-                Machine.start(
-                    incoming=uri, extra_arguments=tuple(disk_arguments(attachments(three)))
-                )
+                Machine.start(incoming=uri, extra_arguments=arguments)
             )
             before = await look(source)
             await source.migrate(uri, timeout=TIMEOUT)
@@ -120,8 +113,8 @@ class TestWithDisks:
             async with Clients.of(source) as clients:
                 await clients.host.grant_access(mount.attachment.disk, "nobody")
                 await clients.add(mount)
+                arguments = tuple(clients.host.device_arguments())
             await shell(source, COUNT.format(path=f"{mount.path}/count"))
-            arguments = tuple(disk_arguments([mount.attachment]))
             async with Machine.start(
                 incoming=uri, extra_arguments=arguments, user="nobody"
             ) as destination:
@@ -149,13 +142,11 @@ class TestClients:
             source = await stack.enter_async_context(Machine.start(connect=False))
             bare = await look(source)
             await shell(source, MKFS_WAITS)
-            destination = await stack.enter_async_context(
-                Machine.start(
-                    incoming=uri, extra_arguments=tuple(disk_arguments([mount.attachment]))
-                )
-            )
             old = await stack.enter_async_context(Clients.of(source))
             await old.host.attach(mount.attachment)
+            destination = await stack.enter_async_context(
+                Machine.start(incoming=uri, extra_arguments=tuple(old.host.device_arguments()))
+            )
             asked = [
                 asyncio.create_task(old.guest.mount(mount)),
                 asyncio.create_task(shell(source, "until [ -e /run/go ]; do sleep 0.05; done")),
