@@ -1,4 +1,4 @@
-"""A unix socket in front of another one, to be cut at a chosen moment; and backends that change."""
+"""A unix socket in front of another one, to be cut at a chosen moment."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-    from hotlun import Attachment, Disk, GuestBackend, GuestMount, HostBackend
 
 
 class Relay:
@@ -53,6 +51,10 @@ class Relay:
         self._trigger, self._cuts = words, False
         self.met.clear()
 
+    def speak(self) -> None:
+        """Pass answers on again, if it was silent; those before it are lost."""
+        self._silent = False
+
     def cut(self) -> None:
         """Close both sides of every connection."""
         for writer in self._writers:
@@ -83,38 +85,3 @@ class Relay:
                         self.cut()
                     self._silent = not self._cuts
         sink.close()
-
-
-class HostInFront:
-    """A host backend in front of another, which can be changed for a newly connected one."""
-
-    def __init__(self, host: HostBackend) -> None:
-        self.current = host
-
-    async def attach(self, attachment: Attachment) -> None:
-        await self.current.attach(attachment)
-
-    async def detach(self, attachment: Attachment) -> None:
-        await self.current.detach(attachment)
-
-    async def grant_access(self, disk: Disk, vm_id: str) -> None:
-        await self.current.grant_access(disk, vm_id)
-
-    async def revoke_access(self, disk: Disk, vm_id: str) -> None:
-        await self.current.revoke_access(disk, vm_id)
-
-
-class GuestInFront:
-    """A guest backend in front of another, which can be changed for a newly connected one."""
-
-    def __init__(self, guest: GuestBackend) -> None:
-        self.current = guest
-
-    async def mount(self, mount: GuestMount) -> None:
-        await self.current.mount(mount)
-
-    async def unmount(self, mount: GuestMount) -> None:
-        await self.current.unmount(mount)
-
-    async def unplug(self, attachment: Attachment) -> None:
-        await self.current.unplug(attachment)
