@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 from support.guest_shell import shell
+from support.space import small_file_system
 
 from hotlun import Manager
 from hotlun.backends import base
@@ -24,27 +23,12 @@ from hotlun.events import (
 from hotlun.vm import Machine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from hotlun.backends.base import HostBackend
 
 DEADLINE = 60.0
 MIB = 1 << 20
-
-
-@contextmanager
-def small_file_system(folder: Path, size: str) -> Iterator[Callable[[str], None]]:
-    """A tmpfs of that size, and the function that gives it another."""
-
-    def mount(options: str) -> None:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
-
-    mount(f"size={size}")
-    try:
-        yield lambda size: mount(f"remount,size={size}")
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 class Ear:
