@@ -229,6 +229,22 @@ class TestUnknownReleases:
         await bare.release()
 
     @pytest.mark.parametrize("happened", [False, True])
+    async def test_an_unmount_for_the_last_mount(self, vm: VM, happened: bool) -> None:
+        """Where the whole disk was to go, as where others keep it."""
+        mount = await vm.add(A, EXT4)
+        vm.guest.lose("unmount", happened=happened)
+        with pytest.raises(OutcomeUnknownError):
+            await mount.release()
+        if happened:
+            assert await settled(vm) == [(Finding.UNMOUNTED, Resolution.NOTED)]
+        else:
+            assert await settled(vm) == [(Finding.MOUNT_KEPT, Resolution.ADOPTED)]
+        assert await settled(vm) == []
+        vm.said()
+        await mount.release()
+        assert vm.said() == [*([] if happened else ["unmount"]), "unplug", "detach"]
+
+    @pytest.mark.parametrize("happened", [False, True])
     async def test_an_unplug(self, vm: VM, happened: bool) -> None:
         """The guest has the device: it can be shared again. It has let go: it is detached."""
         mount = await vm.add(A, None)
