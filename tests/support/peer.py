@@ -1,4 +1,8 @@
-"""A guest's agent as a script: it answers on a unix socket what the test tells it to."""
+"""A guest's agent as a script: it answers on a unix socket what the test tells it to.
+
+Negotiate and GetProperties it answers by itself, as an agent does, and it refuses
+whatever comes before it was negotiated with.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +32,12 @@ class Link:
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
         self.decoder = FrameDecoder()
-        self.is_greeted = False
-        """Somebody has negotiated; an agent that is started anew knows nothing of it."""
         self.reading = asyncio.Event()
         """Cleared: the peer takes no more bytes."""
         self.reading.set()
+        self.knows_host = False
+        """Whether it has been negotiated with; an agent that has not refuses everything."""
+        self.has_greeted = False
 
     async def send(self, *parts: bytes | Frame) -> None:
         """Send bytes and frames as one piece."""
@@ -72,7 +77,8 @@ class Peer:
         path: the unix socket to make.
         features: those of our extension that its greeting lists.
         greeting: the answer to Negotiate, instead of one that lists the features.
-        greets: False leaves Negotiate to the test.
+        greets: False leaves Negotiate, and what comes before it, to the test.
+        shows_life: False leaves GetProperties without an answer.
         before_greeting: bytes that come before the answer.
         react: called with each request, its frames are sent; None leaves requests to the test.
     """
@@ -84,20 +90,27 @@ class Peer:
         features: tuple[str, ...] = (),
         greeting: dict[str, Any] | None = None,
         greets: bool = True,
+        shows_life: bool = True,
         before_greeting: bytes = b"",
         react: Callable[[Call], list[Frame]] | None = None,
     ) -> None:
         self.path = path
         self.links: list[Link] = []
         self.calls: list[Call] = []
-        """All requests so far, greetings left out."""
+        """All requests so far, greetings, probes and what was refused as too early left out."""
         self.greetings: list[Frame] = []
-        self._greeting = (
+        self.probes: list[Frame] = []
+        self.refused: list[Call] = []
+        """What came before Negotiate."""
+        self.greets = greets
+        self.greets_again = True
+        """False leaves a link's second Negotiate without an answer."""
+        self.shows_life = shows_life
+        self.greeting = (
             messages.negotiate_response(list(features)) if greeting is None else greeting
         )
-        self._greets = greets
         self._before_greeting = before_greeting
-        self._react = react
+        self.react = react
         self._unseen: asyncio.Queue[Call] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._gone: asyncio.Queue[Link] = asyncio.Queue()
@@ -105,6 +118,11 @@ class Peer:
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_unix_server(self._serve, self.path)
         return self
+
+    def restart(self) -> None:
+        """Be another agent behind the same sockets, as one is that was started anew in a guest."""
+        for link in self.links:
+            link.knows_host = False
 
     def stop_listening(self) -> None:
         """Take no more clients."""
@@ -145,24 +163,30 @@ class Peer:
             writer.transport.abort()
 
     async def _take(self, call: Call) -> None:
-        negotiates = call.frame.type == MessageType.NEGOTIATE_PROTOCOL
-        if self._greets and negotiates == call.link.is_greeted:
-            await call.reply(HResult.NOT_IMPLEMENTED, "not now")
+        kind, link = call.frame.type, call.link
+        if self.greets and (kind == MessageType.NEGOTIATE_PROTOCOL) == link.knows_host:
+            self.refused.append(call)
+            await call.reply(HResult.NOT_IMPLEMENTED, "not before Negotiate, and that once")
             return
-        call.link.is_greeted = True
-        if negotiates and self._greets:
+        if kind == MessageType.NEGOTIATE_PROTOCOL and self.greets:
             self.greetings.append(call.frame)
-            payload = messages.encode_response(self._greeting)
-            greeting = call.frame._replace(
-                type=messages.response_type(call.frame.type), payload=payload
-            )
-            await call.link.send(self._before_greeting, greeting)
+            if link.has_greeted and not self.greets_again:
+                return
+            link.knows_host = link.has_greeted = True
+            payload = messages.encode_response(self.greeting)
+            greeting = call.frame._replace(type=messages.response_type(kind), payload=payload)
+            await link.send(self._before_greeting, greeting)
+            return
+        if kind == MessageType.GET_PROPERTIES and call.document.get("Query") == "{}":
+            self.probes.append(call.frame)
+            if self.shows_life:
+                await call.reply()
             return
         self.calls.append(call)
-        if self._react is None:
+        if self.react is None:
             self._unseen.put_nowait(call)
         else:
-            await call.link.send(*self._react(call))
+            await call.link.send(*self.react(call))
 
 
 def header(kind: int, size: int, number: int) -> bytes:

@@ -17,7 +17,14 @@ from hotlun.backends.bridge import BridgeGuestBackend
 from hotlun.bridge import messages
 from hotlun.bridge.client import BridgeConnection
 from hotlun.bridge.messages import HResult
-from hotlun.errors import BackendError, OutcomeUnknownError, UnsupportedError, WrongKeyError
+from hotlun.errors import (
+    BackendError,
+    OutcomeUnknownError,
+    UnsupportedError,
+    VMGoneError,
+    WrongKeyError,
+)
+from hotlun.events import ConnectionLost, ConnectionRestored, VMGone
 from hotlun.model import (
     Attachment,
     Disk,
@@ -36,6 +43,7 @@ if TYPE_CHECKING:
 
     from hotlun.backends.base import OSType
     from hotlun.errors import HotlunError
+    from hotlun.events import Event
 
 OURS = (
     messages.FEATURE_OPTIONS,
@@ -276,7 +284,7 @@ async def test_check_before_entering(tmp_path: Path) -> None:
     ("code", "advice"),
     [
         (HResult.FAIL, ""),
-        (HResult.NOT_IMPLEMENTED, "cannot do that"),
+        (HResult.NOT_IMPLEMENTED, "this agent cannot do that: run hotlun's"),
         (HResult.UNKNOWN_MESSAGE, "cannot do that"),
         (HResult.INVALID_JSON, "does not understand"),
         (HResult.INVALID_STATE, "still uses it"),
@@ -349,7 +357,7 @@ async def test_neither_success_nor_failure(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 async def test_lost_after_sending(tmp_path: Path, operation: str) -> None:
-    """Unknown; and what comes later goes over the next connection."""
+    """Unknown; and what comes later is done on the connection that came back."""
     async with guest(tmp_path) as (peer, backend):
         task = start(backend, operation)
         (await peer.call()).link.hang_up()
@@ -359,6 +367,78 @@ async def test_lost_after_sending(tmp_path: Path, operation: str) -> None:
         task = start(backend, operation)
         await (await peer.call()).reply()
         await task
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_not_there_again_in_time(tmp_path: Path, operation: str) -> None:
+    """Not sent, so it is not unknown."""
+    async with guest(tmp_path, timeout=0.1) as (peer, backend):
+        peer.greets = False
+        peer.links[0].hang_up()
+        await peer.call()  # the greeting, to which there is no answer
+        with pytest.raises(BackendError, match=r"was not asked to.*nothing was sent") as refused:
+            await start(backend, operation)
+        assert concerns(refused.value, operation)
+        assert not isinstance(refused.value, VMGoneError)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_the_vm_is_gone(tmp_path: Path, operation: str) -> None:
+    """What was sent is unknown, what comes later was not done, by an error of its own."""
+    async with guest(tmp_path) as (peer, backend):
+        task = start(backend, operation)
+        call = await peer.call()
+        peer.stop_listening()
+        call.link.hang_up()
+        with pytest.raises(OutcomeUnknownError):
+            await task
+        with pytest.raises(VMGoneError, match=r"was not asked to.*the VM is gone.*forget") as gone:
+            await start(backend, operation)
+        assert concerns(gone.value, operation)
+
+
+async def test_another_agent_is_not_sent_what_was_made_for_the_first(tmp_path: Path) -> None:
+    """One that would ignore what it does not know would do less than it was asked."""
+    async with guest(tmp_path) as (peer, backend):
+        peer.restart()
+        peer.greeting = messages.negotiate_response([])
+        peer.greeting["Capabilities"]["RuntimeOsType"] = "Linux"
+        with pytest.raises(BackendError, match="another one now") as refused:
+            await backend.mount(mounted(options=["noatime"]))
+        assert concerns(refused.value, "mount")
+        with pytest.raises(UnsupportedError, match="hotlun's agent"):
+            await backend.mount(mounted(options=["noatime"]))
+        assert peer.calls == []
+
+
+async def test_what_becomes_of_the_connection_is_told(tmp_path: Path) -> None:
+    """Lost, restored, gone, until nobody wants to know; an agent started anew is both."""
+    async with guest(tmp_path) as (peer, backend):
+        told: asyncio.Queue[Event] = asyncio.Queue()
+        unsubscribe = base.watch(backend, told.put_nowait)
+        base.watch(backend, lambda event: None)()
+
+        async def event() -> Event:
+            return await asyncio.wait_for(told.get(), DEADLINE)
+
+        peer.links[0].hang_up()
+        assert await event() == ConnectionLost("guest", "the other end closed it")
+        assert await event() == ConnectionRestored("guest")
+        peer.restart()
+        task = start(backend, "mount")
+        await (await peer.call()).reply()
+        await task
+        assert await event() == ConnectionLost("guest", "the agent in the guest was started anew")
+        assert await event() == ConnectionRestored("guest")
+        peer.stop_listening()
+        peer.links[-1].hang_up()
+        assert await event() == ConnectionLost("guest", "the other end closed it")
+        gone = await event()
+        assert isinstance(gone, VMGone)
+        assert "refused" in gone.reason
+        unsubscribe()
+        unsubscribe()
+    assert told.empty()
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

@@ -39,7 +39,7 @@ BELOW_BACKENDS = {
     "images",
     "model",
 }
-HOSTS_END = {"bridge.client", "bridge.session"}
+HOSTS_END = {"bridge.client", "bridge.keeper", "bridge.wire"}
 CORE = set().union(*LAYERS)
 
 

@@ -13,7 +13,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from hotlun.backends import requests, surveys
-from hotlun.bridge.client import Change
+from hotlun.bridge.keeper import Change
 from hotlun.bridge.messages import (
     FEATURE_SURVEY,
     HResult,
@@ -27,6 +27,7 @@ from hotlun.errors import (
     HotlunError,
     OutcomeUnknownError,
     UnsupportedError,
+    VMGoneError,
     WrongKeyError,
 )
 from hotlun.events import ConnectionLost, ConnectionRestored, VMGone
@@ -108,6 +109,7 @@ class BridgeGuestBackend:
             UnsupportedError: as `check`, or a slot that the guest cannot be told of.
             WrongKeyError: the encrypted volume does not open with the config's key.
             BackendError: the guest refused, or could not be asked.
+            VMGoneError: it could not, because the VM has ended.
             OutcomeUnknownError: it was asked, and no telling answer came.
         """
         self.check(mount.attachment.disk, mount.config, mount.path)
@@ -186,13 +188,16 @@ class BridgeGuestBackend:
 
         _log.debug("%s, serial %s", what, attachment.serial)
         try:
-            answer = await self._connection.modify(request, timeout=self._timeout)
+            answer = await self._connection.modify(
+                request, timeout=self._timeout, meant_for=self._connection.capabilities
+            )
         except OutcomeUnknownError as error:
             message = f"no telling whether the guest did {what}: {error}"
             raise problem(OutcomeUnknownError, message, error.code, error.detail) from error
         except BackendError as error:
             message = f"the guest was not asked to {what}: {error}"
-            raise problem(type(error), message, error.code, error.detail) from error
+            refusal = VMGoneError if isinstance(error, VMGoneError) else BackendError
+            raise problem(refusal, message, error.code, error.detail) from error
         if answer.code == HResult.OK:
             return
         words = f"{answer.text or 'no reason given'} [{code_name(answer.code)}]"

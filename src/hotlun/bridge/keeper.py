@@ -1,0 +1,447 @@
+"""Keeps a connection to the agent in a guest: opens it, notices its loss, opens it again.
+
+Under QEMU the connection is a unix socket in front of a virtio-serial port. That
+has these consequences:
+
+* Connecting succeeds although nobody in the guest has opened the port yet, and
+  an agent that opens it later still finds what was sent. So Negotiate is sent
+  once (a second one on the same connection is an error to the original agent) and
+  its answer is awaited until the deadline.
+* The port may still give out what an agent sent to an *earlier* client, beginning
+  anywhere in a frame. So everything up to the answer to this connection's own
+  Negotiate, which has an id that nobody else used, is dropped.
+* The socket stays open when an agent ends. One that is started in its place has
+  negotiated with nobody, and refuses everything with NOT_IMPLEMENTED, as the original
+  one does. So does an agent that cannot do what it is asked. They are told apart by
+  GetProperties, which either answers at once, whatever else it is at: hotlun's agent from
+  the thread that reads, the original one from a goroutine of its own.
+* What the agent before it was at is never answered. So GetProperties is asked on the
+  side, too, while an answer takes long. That this is not answered either means nothing:
+  a paused VM answers nothing.
+* A socket where nobody listens, or that is not there any more, after it has been
+  connected to: QEMU has ended, and there is nothing to come back to.
+
+The host's end only, and of hotlun it knows nothing but the bridge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import errno
+import functools
+import logging
+import warnings
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from hotlun.bridge import messages
+from hotlun.bridge.frames import Frame, encode
+from hotlun.bridge.messages import Capabilities, HResult, MessageError, MessageType, type_name
+from hotlun.bridge.wire import Ids, Wire, read_answer
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from hotlun.bridge.messages import Response
+    from hotlun.bridge.wire import Answered
+
+    Opener = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
+    ChangeListener = Callable[["Change", str], None]
+
+_PATIENCE = 5.0
+"""Seconds for an answer to Negotiate when connecting again, doubled each time there is none:
+an agent that died having read it never answers, a guest that boots does so later."""
+
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
+"""Seconds between attempts to connect again, but for the first, which is made at once."""
+
+_MOST_PROBES = 32
+"""How many may be without an answer; older ones are given up."""
+
+_NEGOTIATE = messages.negotiate_request()
+_PROBE = {"ContainerId": messages.NULL_ID, "ActivityId": messages.NULL_ID, "Query": "{}"}
+
+_log = logging.getLogger("hotlun.bridge")
+
+
+class Change(enum.Enum):
+    """What a listener is told of."""
+
+    LOST = "lost"
+    """The agent cannot be reached, or was started anew: what was in flight is unknown."""
+    RESTORED = "restored"
+    """There is an agent again, and it has been negotiated with."""
+    GONE = "gone"
+    """The VM has ended."""
+
+
+class State(enum.Enum):
+    """Whether requests can be sent."""
+
+    OUTSIDE = "not opened yet, closed, or lost for good"
+    OPEN = "they are sent"
+    AWAY = "they wait for the connection, or for the agent, to be there again"
+    GONE = "the VM has ended"
+
+
+class GreetingError(Exception):
+    """There is an agent that cannot be worked with, or none any more.
+
+    Args:
+        problem: what is wrong, for a person.
+        answer: what it said, if that was an answer.
+    """
+
+    def __init__(self, problem: str, answer: Response | None = None) -> None:
+        super().__init__(problem)
+        self.code = None if answer is None else answer.code
+        self.detail = problem if answer is None else answer.text
+
+
+class Keeper:
+    """The one connection that there is at a time, and what is known of the agent at its end.
+
+    Args:
+        opener: gives the streams, each time anew if `reopens`.
+        peer: what they lead to, for people.
+        timeout: seconds for the agent to answer Negotiate.
+        limit: the largest frame accepted, in bytes.
+        keepalive: seconds between questions whether the agent still is the same.
+        reopens: whether `opener` can be asked again.
+
+    Attributes:
+        state: whether requests can be sent on `wire`.
+        why: why they cannot; `""` while they can.
+        wire: the connection; None until there has been one.
+        session: how often an agent has been negotiated with.
+        capabilities: what the last one said of itself; None until one did.
+    """
+
+    def __init__(
+        self,
+        opener: Opener,
+        peer: str,
+        *,
+        timeout: float,
+        limit: int,
+        keepalive: float,
+        reopens: bool,
+    ) -> None:
+        if not keepalive > 0:
+            raise ValueError(f"keepalive is a number of seconds above 0, not {keepalive!r}")
+        self.keepalive = keepalive
+        self.ids = Ids()
+        self.state = State.OUTSIDE
+        self.why = "it has not been entered with `async with` yet"
+        self.wire: Wire | None = None
+        self.session = 0
+        self.capabilities: Capabilities | None = None
+        self._opener = opener
+        self._peer = peer
+        self._timeout = timeout
+        self._limit = limit
+        self._reopens = reopens
+        self._task: asyncio.Task[None] | None = None
+        self._trouble = asyncio.Event()  # set: the task has something to do
+        self._settled = asyncio.Event()  # set in every state but AWAY
+        self._settled.set()
+        self._opened_at = 0.0
+        self._pause = 0.0  # before the next attempt to connect again
+        self._listeners: dict[object, ChangeListener] = {}
+        self._is_told = False  # whether the listeners know that it is lost
+        self._was_refused = False  # a probe of this session was
+        self._can_probe = True
+        self._next_probe = 0.0
+        self._probes: deque[int] = deque()
+
+    def watch(self, listener: ChangeListener) -> Callable[[], None]:
+        """Call `listener(change, reason)`, in the loop, until the returned function is called."""
+        key = object()
+        self._listeners[key] = listener
+
+        def unsubscribe() -> None:
+            self._listeners.pop(key, None)
+
+        return unsubscribe
+
+    async def open(self) -> None:
+        """Connect and negotiate, once; from then on it is kept open.
+
+        Raises:
+            OSError: nobody listens there.
+            TimeoutError: nobody answers there.
+            GreetingError: the agent cannot be worked with.
+        """
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._connect()
+        except BaseException:
+            self.why = "entering it failed"
+            raise
+        self._set(State.OPEN)
+        self._task = asyncio.create_task(self._keep(), name=f"keeper of bridge {self._peer}")
+
+    async def close(self) -> None:
+        """End it, for good. Who still waits for an answer is told that none will come."""
+        if self.state is not State.GONE:
+            self._set(State.OUTSIDE, "it was left")
+        if self._task is None or self.wire is None:
+            return
+        self._task.cancel()
+        await self.wire.close(self.why)
+        await asyncio.wait((self._task,))
+
+    async def wait_until_settled(self, deadline: float) -> bool:
+        """Whether it is known, at a time of the loop's clock, if something can be sent."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                while self.state is State.AWAY:
+                    await self._settled.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    # Is it still the same agent?
+
+    def probe(self, wire: Wire) -> None:
+        """Ask on the side, unless that was done just now, or the guest takes nothing anyway."""
+        now = asyncio.get_running_loop().time()
+        is_useful = self._can_probe and wire is self.wire and self.state is State.OPEN
+        if not is_useful or not wire.is_idle or now < self._next_probe:
+            return
+        self._next_probe = now + self.keepalive
+        if len(self._probes) == _MOST_PROBES:
+            wire.forget(self._probes.popleft())
+        number, answered = self._send_probe(wire)
+        self._probes.append(number)
+        answered.add_done_callback(functools.partial(self._probed, wire, number, self.session))
+
+    def doubt(self) -> None:
+        """Somebody has answered as an agent does that was started anew: find out."""
+        if self.state is State.OPEN:
+            self._set(State.AWAY, "the agent in the guest seems to have been started anew")
+            self._trouble.set()
+
+    def _probed(self, wire: Wire, number: int, session: int, answered: Answered) -> None:
+        wire.forget(number)
+        if session == self.session and _is_refused(answered.result()):
+            self._was_refused = True
+            self.doubt()
+
+    def _send_probe(self, wire: Wire) -> tuple[int, Answered]:
+        number = self.ids.take()
+        return number, wire.send(number, _frame(MessageType.GET_PROPERTIES, number, _PROBE))
+
+    async def _meet(self, wire: Wire) -> None:
+        """Find out which agent is there; negotiate with one that was started anew.
+
+        The wire is open afterwards, and the agent can be asked; or it is lost.
+        """
+        while self._can_probe and not self._was_refused and not wire.lost:
+            number, answered = self._send_probe(wire)
+            await asyncio.wait((answered,), timeout=self.keepalive)
+            wire.forget(number)
+            if answered.done() and not wire.lost:
+                if not _is_refused(answered.result()):
+                    return
+                self._was_refused = True
+        if wire.lost:
+            return
+        try:
+            async with asyncio.timeout(min(_PATIENCE, self._timeout)):
+                number = self.ids.take()
+                greeting = await self._ask(wire, number, MessageType.NEGOTIATE_PROTOCOL, _NEGOTIATE)
+                if greeting.code == HResult.NOT_IMPLEMENTED:
+                    # That was negotiated with already. It cannot say so when it is probed.
+                    self._was_refused, self._can_probe = False, False
+                    return
+                capabilities = await self._agree(wire, greeting)
+        except TimeoutError:
+            wire.drop("the agent was started anew, and does not answer")
+        except GreetingError as error:
+            wire.drop(f"the agent was started anew, and {error}")
+        else:
+            reason = "the agent in the guest was started anew"
+            self._tell(Change.LOST, reason)
+            wire.abandon(reason)
+            self._begin_session(wire, capabilities)
+
+    # Keeping it open.
+
+    async def _keep(self) -> None:
+        """Have a connection, and an agent at its end, until it is closed or the VM is gone."""
+        try:
+            while self.state in (State.OPEN, State.AWAY):
+                await self._trouble.wait()
+                self._trouble.clear()
+                if self.wire is not None and self.state is State.AWAY:
+                    await self._restore(self.wire)
+        except asyncio.CancelledError:
+            if self.state in (State.OPEN, State.AWAY):
+                warnings.warn(
+                    f"unclosed <BridgeConnection to {self._peer}>: leave its `async with`",
+                    ResourceWarning,
+                    stacklevel=1,
+                )
+            raise
+        except Exception as error:
+            _log.exception("%s: the connection is given up", self._peer)
+            self._set(State.OUTSIDE, f"{type(error).__name__}: {error}")
+
+    async def _restore(self, wire: Wire) -> None:
+        if not wire.lost:
+            await self._meet(wire)
+        if wire.lost and self.state is State.AWAY:
+            await wire.close(wire.lost)
+            await self._reopen()
+        if self.state is State.AWAY:
+            self._set(State.OPEN)
+            if self._is_told:
+                self._tell(Change.RESTORED, "")
+
+    async def _reopen(self) -> None:
+        """Try until there is a connection again, or no VM any more."""
+        lost, clock = self.why, asyncio.get_running_loop().time
+        patience = min(_PATIENCE, self._timeout)
+        if clock() - self._opened_at > _LONGEST_PAUSE:
+            self._pause = 0.0  # else it is a guest that keeps us busy
+        while self.state is State.AWAY:
+            await asyncio.sleep(self._pause)
+            self._pause = min(max(2 * self._pause, _SHORTEST_PAUSE), _LONGEST_PAUSE)
+            try:
+                async with asyncio.timeout(patience):
+                    await self._connect()
+                return
+            except TimeoutError:
+                problem = f"no agent answered within {patience:g} s"
+                patience = min(2 * patience, self._timeout)
+            except OSError as error:
+                problem = str(error)
+                if error.errno in (errno.ECONNREFUSED, errno.ENOENT):
+                    self._set(State.GONE, f"nobody listens at {self._peer}: {error}")
+                    self._tell(Change.GONE, self.why)
+                    return
+            except GreetingError as error:
+                problem = str(error)
+            self.why = f"{lost}; and connecting again: {problem}"
+            _log.debug("%s: %s", self._peer, self.why)
+
+    async def _connect(self) -> None:
+        streams = await self._opener()
+        number = self.ids.take()
+        wire = Wire(
+            streams,
+            self._peer,
+            limit=self._limit,
+            ids=self.ids,
+            greeting=number,
+            on_loss=self._on_loss,
+        )
+        try:
+            greeting = await self._ask(wire, number, MessageType.NEGOTIATE_PROTOCOL, _NEGOTIATE)
+            capabilities = await self._agree(wire, greeting)
+            if wire.lost:
+                raise GreetingError(f"the connection was lost ({wire.lost})")
+        except BaseException:
+            await wire.close("negotiating with the agent failed")
+            raise
+        self._opened_at = asyncio.get_running_loop().time()
+        self._begin_session(wire, capabilities)
+
+    def _begin_session(self, wire: Wire, capabilities: Capabilities) -> None:
+        self.wire, self.capabilities = wire, capabilities
+        self.session += 1
+        self._was_refused, self._can_probe = False, True
+        self._probes.clear()
+
+    def _on_loss(self, wire: Wire) -> None:
+        if wire is not self.wire or self.state not in (State.OPEN, State.AWAY):
+            return
+        self._set(State.AWAY if self._reopens else State.OUTSIDE, wire.lost)
+        self._trouble.set()
+        self._tell(Change.LOST, wire.lost)
+
+    def _set(self, state: State, why: str = "") -> None:
+        self.state, self.why = state, why
+        if state is State.AWAY:
+            self._settled.clear()
+        else:
+            self._settled.set()
+
+    def _tell(self, change: Change, reason: str) -> None:
+        if change is Change.LOST and self._is_told:
+            return
+        self._is_told = change is not Change.RESTORED
+        _log.info("%s: %s%s", self._peer, change.value, f": {reason}" * bool(reason))
+        for listener in tuple(self._listeners.values()):
+            try:
+                listener(change, reason)
+            except Exception:
+                _log.exception("%s: a listener failed at %s", self._peer, change)
+
+    # Negotiating.
+
+    async def _agree(self, wire: Wire, greeting: Response) -> Capabilities:
+        """What the agent says of itself, once it has nothing more to ask for."""
+        _check(greeting, MessageType.NEGOTIATE_PROTOCOL)
+        try:
+            version = greeting.fields.integer("Version", maximum=(1 << 32) - 1)
+            capabilities = Capabilities.read(greeting.fields.fields("Capabilities"))
+        except MessageError as error:
+            raise GreetingError(f"its greeting cannot be read: {error}") from error
+        if version != messages.PROTOCOL_VERSION:
+            raise GreetingError(
+                f"it speaks version {version} of the protocol, not {messages.PROTOCOL_VERSION}"
+            )
+        if capabilities.send_create:
+            document = messages.create_request()
+            created = await self._ask(wire, self.ids.take(), MessageType.CREATE, document)
+            if created.code == HResult.SYSTEM_ALREADY_EXISTS:  # one that is met again
+                return capabilities
+            _check(created, MessageType.CREATE)
+            if capabilities.send_start:
+                document = messages.start_request()
+                started = await self._ask(wire, self.ids.take(), MessageType.START, document)
+                _check(started, MessageType.START)
+        return capabilities
+
+    async def _ask(
+        self, wire: Wire, number: int, kind: MessageType, document: Mapping[str, Any]
+    ) -> Response:
+        """One step of the greeting, for as long as the caller waits."""
+        answered = wire.send(number, _frame(kind, number, document))
+        try:
+            frame = await answered
+        finally:
+            wire.forget(number)
+        if isinstance(frame, str):
+            raise GreetingError(frame)
+        try:
+            return read_answer(frame, kind)
+        except MessageError as error:
+            raise GreetingError(str(error)) from error
+
+
+def _frame(kind: MessageType, number: int, document: Mapping[str, Any]) -> bytes:
+    return encode(Frame(kind, number, messages.encode_request(document)))
+
+
+def _is_refused(frame: Frame | str) -> bool:
+    """Whether a probe was answered by somebody with whom nobody has negotiated."""
+    if isinstance(frame, str):
+        return False
+    try:
+        answer = read_answer(frame, MessageType.GET_PROPERTIES)
+    except MessageError:
+        return False
+    return answer.code == HResult.NOT_IMPLEMENTED
+
+
+def _check(answer: Response, kind: MessageType) -> None:
+    if answer.code != HResult.OK:
+        raise GreetingError(
+            f"its answer to a {type_name(kind)} is {messages.code_name(answer.code)}: "
+            f"{answer.text or 'no words with it'}",
+            answer,
+        )
