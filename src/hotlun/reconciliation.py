@@ -128,7 +128,7 @@ def _unheld(was: Fact, presence: Presence | None) -> Finding:
 
 
 def _judge_mounts(disk: DiskState, seen: Seen) -> Iterator[Disagreement]:
-    if seen.guest is None or disk.fact is not Fact.YES or disk.closing or not disk.handles:
+    if seen.guest is None or disk.fact is not Fact.YES or not disk.handles:
         return
     for mount in list(disk.mounts.values()):
         is_there = GuestMount(disk.attachment, mount.path, mount.config) in seen.guest.mounts

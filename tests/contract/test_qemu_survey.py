@@ -175,7 +175,8 @@ async def test_64_disks(
     caplog.set_level(logging.DEBUG, "hotlun.qemu")
     caplog.clear()
     assert await seen(host, *there, *absent) == [PRESENT] * 64 + [ABSENT] * 64
-    commands = [message.split(": ")[1].split(" ")[0] for message in caplog.messages]
+    said = [record.message for record in caplog.records if record.name == "hotlun.qemu"]
+    commands = [message.split(": ")[1].split(" ")[0] for message in said]
     assert sorted(set(commands)) == ["qom-get", "qom-list", "query-named-block-nodes"]
     assert len(commands) == 2 + 4 * 64
     caplog.set_level(logging.INFO, "hotlun.qemu")
