@@ -219,7 +219,7 @@ class Machine:
         given; its memory, and with it all that was written to its root, is lost. Disks that
         were attached are found again, perhaps a little later, and not mounted. Clients stay
         connected to `qmp_socket` and `agent_socket`; no bridge hears of it, and the new agent,
-        there a few seconds after this returns, wants a new connection.
+        there a few seconds after this returns, is met by what it is asked next.
 
         A guest that resets itself ends its QEMU, unless
         `query("set-action", {"reboot": "reset"})` was said before.
