@@ -160,7 +160,10 @@ class GuestSurvey:
     Args:
         devices: the serials of those attachments whose own disk is at their slot.
         mounts: those of the guest mounts that are at their path, on their own disk.
+        busy: the serials of those disks to which something is still being done that was asked
+            for before: what is said of them may be otherwise in a moment.
     """
 
     devices: frozenset[str] = frozenset()
     mounts: frozenset[GuestMount] = frozenset()
+    busy: frozenset[str] = frozenset()

@@ -62,7 +62,7 @@ class Reconciler:
         self._is_active = False
         self._is_urgent = asyncio.Event()
         self._has_answered = True
-        """Whether the guest, last time it was asked, did say what it has, or cannot be asked."""
+        """Whether the guest, when it was asked last, did say of all disks what it has for good."""
         self._recovery: asyncio.Task[None] | None = None
 
     async def look(self, disks: Collection[DiskState]) -> Seen:
@@ -89,8 +89,10 @@ class Reconciler:
             raise
         except BackendError as error:
             _log.info("the guest does not say what it has: %s", error)
-            self._has_answered = False
             guest = None
+            self._has_answered = False
+        if guest is not None and guest.busy:
+            self._has_answered = False
         return Seen(host, guest)
 
     async def reconcile(self) -> tuple[Disagreement, ...]:
@@ -128,8 +130,8 @@ class Reconciler:
     def start(self) -> None:
         """From now on, do by itself what there is to do."""
         self._is_active = True
-        for disk in self._disks:
-            self.rested(disk)
+        if not self._has_answered or any(map(is_unresolved, self._disks)):
+            self._begin()
 
     async def stop(self) -> None:
         """Do nothing by itself any more; what the worker has begun goes on."""

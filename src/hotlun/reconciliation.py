@@ -87,6 +87,8 @@ def judge(disk: DiskState, seen: Seen) -> list[Disagreement]:
     """Set the facts of a disk that no step is being taken for, by what was seen of it."""
     if disk.slot is None or disk.is_gone or disk.current is not None:
         return []  # only revokes are left, which nobody else knows of
+    if seen.guest is not None and disk.attachment.serial in seen.guest.busy:
+        seen = replace(seen, guest=None)  # it is about to be something else
     return [*_judge_attachment(disk, seen), *_judge_mounts(disk, seen)]
 
 

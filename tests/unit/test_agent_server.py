@@ -376,13 +376,16 @@ def test_properties_that_are_not_ours_are_none(
 
 
 def test_a_survey_waits_for_no_disk(host: Host, disks: ScriptedDisks) -> None:
-    """Nor does a disk wait for a survey."""
+    """It says which are busy; nor does a disk wait for a survey."""
     host.negotiate()
     busy, slow = threading.Event(), threading.Event()
     disks.at["/busy"] = lambda: assert_set(busy)
     disks.at["slow"] = lambda: assert_set(slow)
     mounting = host.modify("Add", "MappedVirtualDisk", MountPath="/busy")
-    assert host.ask(MessageType.GET_PROPERTIES, survey({"Serial": "quick"}))["Result"] == 0
+    answer = host.ask(MessageType.GET_PROPERTIES, survey({"Serial": "quick"}, {"Lun": 5}))
+    quick, idle = json.loads(answer["Properties"])["Hotlun"]["Disks"]
+    assert quick["Busy"]
+    assert "Busy" not in idle
     surveying = host.send(MessageType.GET_PROPERTIES, survey({"Serial": "slow"}))
     busy.set()
     assert host.receive()[0].id == mounting

@@ -226,6 +226,10 @@ class TestQueries:
     def test_answers_leave_out_what_is_not_there(self) -> None:
         """As the protocol has it: zero, false and empty are missing."""
         found = [Found("", [False]), Found(OTHER, []), Found(OWN, [False, True])]
-        assert answered(found) == {
-            "Disks": [{}, {"Device": "Other"}, {"Device": "Own", "Mounts": [False, True]}]
+        assert answered(found, [False, True, False]) == {
+            "Disks": [
+                {},
+                {"Device": "Other", "Busy": True},
+                {"Device": "Own", "Mounts": [False, True]},
+            ]
         }

@@ -262,6 +262,23 @@ class TestUnknownReleases:
         await mount.release()
         assert vm.said() == (["detach"] if happened else ["unplug", "detach"])
 
+    @pytest.mark.parametrize("operation", ["unmount", "unplug"])
+    async def test_nothing_is_decided_while_the_guest_is_at_it(
+        self, vm: VM, operation: str
+    ) -> None:
+        """What was asked for may yet happen; when it has, or not, that is found out by itself."""
+        vm.manager._reconciler.first_pause = 0.02
+        mount = await vm.add(A, EXT4 if operation == "unmount" else None)
+        vm.guest.lose(operation)
+        vm.guest.busy = {mount.serial}
+        with pytest.raises(OutcomeUnknownError):
+            await mount.release()
+        assert await settled(vm) == []
+        stream = vm.manager.events()
+        vm.guest.busy.clear()
+        assert await resolution(stream) is Resolution.ADOPTED
+        await mount.release()
+
     async def test_a_device_that_came_back(self, vm: VM) -> None:
         """Let go, and found again by a guest that was reset: it is unplugged once more."""
         mount = await vm.add(A, None)

@@ -127,6 +127,7 @@ def test_the_disk_of_a_mount_is_not_named_unless_asked_for() -> None:
     [
         ({}, GuestSurvey()),
         ({"Device": "Other"}, GuestSurvey()),
+        ({"Busy": True}, GuestSurvey(busy=frozenset({ONE.serial}))),
         ({"Device": "Unknown"}, GuestSurvey()),
         ({"Device": "Own"}, GuestSurvey(frozenset({ONE.serial}))),
         ({"Device": "Own", "Mounts": [False]}, GuestSurvey(frozenset({ONE.serial}))),

@@ -59,6 +59,11 @@ class Lanes:
                 self._room.release()
                 raise
 
+    def is_busy(self, lane: Hashable) -> bool:
+        """Whether a job of the lane is being done, or waits."""
+        with self._lock:
+            return lane in self._waiting
+
     def _work(self, lane: Hashable) -> None:
         while True:
             job = self._next(lane)

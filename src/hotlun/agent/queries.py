@@ -77,11 +77,17 @@ class Found(NamedTuple):
     mounts: list[bool]
 
 
-def answered(found: list[Found]) -> dict[str, Any]:
-    """Our member of the answer."""
+def answered(found: list[Found], busy: list[bool]) -> dict[str, Any]:
+    """Our member of the answer.
+
+    Args:
+        busy: of each, whether something is still being done to it.
+    """
     disks = []
-    for device, mounts in found:
+    for (device, mounts), is_busy in zip(found, busy):
         entry: dict[str, Any] = {"Device": device} if device else {}
+        if is_busy:
+            entry["Busy"] = True
         if any(mounts):
             entry["Mounts"] = mounts
         disks.append(entry)

@@ -215,7 +215,9 @@ class _Session:
             query = messages.embedded(fields, "Query")
             if messages.EXTENSION in query:
                 asked = DiskQuery.read_all(query.fields(messages.EXTENSION))
-                properties[messages.EXTENSION] = answered(self._disks.survey(asked))
+                # Asked first: what ends meanwhile is told as if it had not.
+                busy = [self._lanes.is_busy(disk.slot) for disk in asked]
+                properties[messages.EXTENSION] = answered(self._disks.survey(asked), busy)
             return messages.properties_response(properties, activity_id=activity)
 
         self._submit(_SURVEYS, "a survey", frame, outcome, activity)

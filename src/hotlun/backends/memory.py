@@ -205,6 +205,8 @@ class MemoryGuestBackend(Script):
         """What is mounted now, by guest path."""
         self.plugged: set[str] = set()
         """The serials of the devices that something was mounted from and that were not let go."""
+        self.busy: set[str] = set()
+        """The serials of the disks that it says to be still at work on when it is asked."""
         self._configs: dict[str, set[MountConfig]] = {}
         self._found: set[str] = set()
         """The serials of all devices that something was mounted from, ever."""
@@ -286,6 +288,7 @@ class MemoryGuestBackend(Script):
             mounts=frozenset(
                 mount for mount in mounts if self._has(mount) and self._is_there(mount.attachment)
             ),
+            busy=frozenset(self.busy),
         )
 
     def vanish(self, path: str) -> None:

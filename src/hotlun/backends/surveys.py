@@ -57,6 +57,7 @@ class _Entry(NamedTuple):
         return GuestSurvey(
             frozenset({self.attachment.serial} if is_there and self.is_asked else ()),
             frozenset(itertools.compress(self.mounts, mounts)),
+            frozenset({self.attachment.serial} if answer.boolean("Busy") else ()),
         )
 
 
@@ -130,4 +131,5 @@ def together(surveys: Iterable[GuestSurvey]) -> GuestSurvey:
     return GuestSurvey(
         frozenset().union(*(survey.devices for survey in found)),
         frozenset().union(*(survey.mounts for survey in found)),
+        frozenset().union(*(survey.busy for survey in found)),
     )

@@ -51,13 +51,15 @@ FEATURE_SURVEY = "survey"
     Query       {"Hotlun": {"Disks": [{"Controller": 0, "Lun": 1, "Serial": "...", "Mounts": [
                     {"MountPath": "/mnt", "Partition": 1, "BlockDev": ..., "Encrypted": ...,
                      "Verity": {...}}]}]}}
-    Properties  {"Hotlun": {"Disks": [{"Device": "Own", "Mounts": [true]}]}}
+    Properties  {"Hotlun": {"Disks": [{"Device": "Own", "Busy": false, "Mounts": [true]}]}}
 
 What is asked for are the members of SCSIDevice and MappedVirtualDisk that tell a device, and
 not how it is mounted; a `Key` is not needed. The answer has an entry for each that was asked
 for, in the same order. `Device` is one of `DEVICES`; there is none if it is missing.
 `Mounts` says of each path whether this disk's device, or the partition's, or what is mapped
 to that, is in sight there, mounted or as the symbolic link; none is if it is missing.
+`Busy` says that the agent is still at what a host has asked for before, this one or an
+earlier one: what there is may be something else in a moment.
 """
 DEVICES = OWN, OTHER, UNKNOWN = "Own", "Other", "Unknown"
 """The device at a slot: has the `Serial` asked for; another; or one that is not known."""
