@@ -32,18 +32,20 @@ class Lanes:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiting: dict[Hashable, collections.deque[Callable[[], None]]] = {}
+        self._unfinished: collections.Counter[Hashable] = collections.Counter()
         self._room = threading.BoundedSemaphore(_WAITING_MAX)
         self._idle = 0
         self._handed_over: queue.SimpleQueue[Hashable] = queue.SimpleQueue()
 
     def submit(self, lane: Hashable, job: Callable[[], None]) -> None:
-        """Have the job done when the lane's earlier ones are. It must not raise.
+        """Have the job done when the lane's earlier ones are. It must not raise, and say `finish`.
 
         Raises:
             RuntimeError: the system has no more threads; the job will not be done.
         """
         self._room.acquire()
         with self._lock:
+            self._unfinished[lane] += 1
             if lane in self._waiting:
                 self._waiting[lane].append(job)
                 return
@@ -55,14 +57,21 @@ class Lanes:
             try:
                 threading.Thread(target=self._work, args=(lane,), name="disks", daemon=True).start()
             except RuntimeError:
-                del self._waiting[lane]
+                del self._waiting[lane], self._unfinished[lane]
                 self._room.release()
                 raise
 
-    def is_busy(self, lane: Hashable) -> bool:
-        """Whether a job of the lane is being done, or waits."""
+    def finish(self, lane: Hashable) -> None:
+        """The lane's current job has done its work, and only tells of it still."""
         with self._lock:
-            return lane in self._waiting
+            self._unfinished[lane] -= 1
+            if not self._unfinished[lane]:
+                del self._unfinished[lane]
+
+    def is_busy(self, lane: Hashable) -> bool:
+        """Whether a job of the lane waits, or has not done its work yet."""
+        with self._lock:
+            return lane in self._unfinished
 
     def _work(self, lane: Hashable) -> None:
         while True:

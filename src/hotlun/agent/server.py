@@ -234,9 +234,12 @@ class _Session:
         frame = Frame(frame.type, frame.id, b"")  # of which the job needs no more
 
         def job() -> None:
-            if self.over:
-                return
-            self._answer(frame, _outcome(outcome, activity))
+            try:
+                document = None if self.over else _outcome(outcome, activity)
+            finally:
+                self._lanes.finish(lane)
+            if document is not None:
+                self._answer(frame, document)
 
         try:
             self._lanes.submit(lane, job)
