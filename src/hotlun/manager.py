@@ -184,10 +184,13 @@ class Manager:
         try:
             disks = [disk_of(record) for record in self._records()]
             taken = set(await base.occupied(self._host))
+            for side in (self._host, self._guest):  # before they are asked: nothing is missed
+                self._unwatch.append(base.watch(side, self._heard))
             seen = await self._reconciler.look(disks)
             found = self._take_up(disks, seen)
         except BaseException:
             self._phase = _Phase.NEW
+            self._stop_hearing()
             self._recorder.close()
             raise
         own = {disk.slot for disk in disks}
@@ -195,7 +198,6 @@ class Manager:
             (slot for slot in taken if slot not in own), "a disk of the VM's own"
         )
         self._phase = _Phase.ENTERED
-        self._unwatch = [base.watch(side, self._heard) for side in (self._host, self._guest)]
         try:
             await self._reconciler.act(found)
         except BaseException:  # nobody is going to leave it
@@ -294,10 +296,13 @@ class Manager:
 
     def _end(self) -> None:
         """Nobody is told anything more, and the journal is another one's to take."""
-        while self._unwatch:
-            self._unwatch.pop()()
+        self._stop_hearing()
         self._events.end()
         self._worker.when_idle(self._recorder.close)
+
+    def _stop_hearing(self) -> None:
+        while self._unwatch:
+            self._unwatch.pop()()
 
     def _not_open(self) -> NotInitializedError:
         words = _NOT_OPEN.get(self._phase, "the Manager has not been entered: use `async with`")

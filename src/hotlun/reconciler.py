@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from hotlun import wants
 from hotlun.backends import base
-from hotlun.errors import BackendError, HotlunError, VMGoneError
+from hotlun.errors import HotlunError, VMGoneError
 from hotlun.events import DisagreementSettled
 from hotlun.model import GuestMount
 from hotlun.reconciliation import Disagreement, Seen, is_unresolved, judge, settled
@@ -61,8 +61,8 @@ class Reconciler:
         """Seconds between two tries to resolve what no event announces to be resolvable."""
         self._is_active = False
         self._is_urgent = asyncio.Event()
-        self._has_answered = True
-        """Whether the guest, when it was asked last, did say of all disks what it has for good."""
+        self._is_owing = False
+        """Whether something has not been found out that was, or was to be, asked about."""
         self._recovery: asyncio.Task[None] | None = None
 
     async def look(self, disks: Collection[DiskState]) -> Seen:
@@ -79,20 +79,18 @@ class Reconciler:
             for disk in disks
             for mount in disk.mounts.values()
         ]
+        self._is_owing = bool(attachments)
         if not attachments:
             return Seen(None, None)
         host = await base.host_survey(self._host, attachments)
-        self._has_answered = True
         try:
             guest = await base.guest_survey(self._guest, attachments, mounts)
         except VMGoneError:
             raise
-        except BackendError as error:
+        except HotlunError as error:
             _log.info("the guest does not say what it has: %s", error)
-            guest = None
-            self._has_answered = False
-        if guest is not None and guest.busy:
-            self._has_answered = False
+            return Seen(host, None)
+        self._is_owing = bool(guest and guest.busy)
         return Seen(host, guest)
 
     async def reconcile(self) -> tuple[Disagreement, ...]:
@@ -100,6 +98,10 @@ class Reconciler:
         idle = {disk: disk.steps for disk in self._disks if not disk.working}
         seen = await self.look(idle)
         unmoved = [d for d, steps in idle.items() if not d.working and d.steps == steps]
+        if any(disk not in unmoved for disk in self._disks):
+            self._is_owing = True
+        if self._is_owing:
+            self._begin()
         return await self.act(judge_all(unmoved, seen))
 
     async def act(self, found: Findings) -> tuple[Disagreement, ...]:
@@ -130,8 +132,10 @@ class Reconciler:
     def start(self) -> None:
         """From now on, do by itself what there is to do."""
         self._is_active = True
-        if not self._has_answered or any(map(is_unresolved, self._disks)):
+        if self._is_owing or self._is_urgent.is_set():
             self._begin()
+        for disk in self._disks:
+            self.rested(disk)
 
     async def stop(self) -> None:
         """Do nothing by itself any more; what the worker has begun goes on."""
@@ -162,6 +166,6 @@ class Reconciler:
                 return
             except HotlunError as error:
                 _log.info("not to be resolved yet: %s", error)
-            is_done = self._has_answered and not any(map(is_unresolved, self._disks))
+            is_done = not self._is_owing and not any(map(is_unresolved, self._disks))
             if is_done and not self._is_urgent.is_set():
                 return

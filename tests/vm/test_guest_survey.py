@@ -9,6 +9,7 @@ import asyncio
 import shutil
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -21,8 +22,7 @@ from hotlun.model import Attachment, Disk, DiskKind, GuestMount, GuestSurvey, Im
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from dataclasses import replace
-from pathlib import Path
+    from pathlib import Path
 
     from hotlun.vm import Machine
 
