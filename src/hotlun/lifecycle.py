@@ -165,7 +165,9 @@ def failed(disk: DiskState, step: Step, error: BaseException) -> None:
         if lost:  # their releases undo what may be left of it, as after an unknown outcome
             thing.fact = Fact.MAYBE
         thing.closing = is_unknown or bool(lost)
-        fail_adding(disk, list(thing.handles), error, thing if is_unknown else None)
+        # What is lost is not cleaned up before its Mounts are released: nobody waits for that.
+        awaited = thing if is_unknown and not lost else None
+        fail_adding(disk, list(thing.handles), error, awaited)
     else:
         _fail_undoing(disk, thing, drivers, error)
 

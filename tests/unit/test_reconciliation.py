@@ -155,6 +155,25 @@ class TestMountedAgain:
         await again.release()
         await bare.release()
 
+    @pytest.mark.parametrize("error", [BackendError("no"), OutcomeUnknownError("lost")])
+    async def test_an_add_that_joins_meanwhile(self, vm: VM, error: HotlunError) -> None:
+        """It has the error if that fails, and waits for nobody's release."""
+        mount = await vm.add(A, EXT4)
+        assert mount.guest_path is not None
+        vm.guest.vanish(mount.guest_path)
+        gate = vm.guest.stall("mount")
+        vm.guest.fail("mount", error)
+        reconciling = start(vm.manager.reconcile())
+        await gate.reached.wait()
+        adding = vm.start(A, EXT4)
+        await turns()
+        gate.open()
+        await reconciling
+        async with asyncio.timeout(5):
+            with pytest.raises(type(error)):
+                await adding
+        await mount.release()
+
     async def test_while_it_is_released(self, vm: VM) -> None:
         """A release that comes meanwhile is a release."""
         mount, bare = await vm.add(A, EXT4), await vm.add(A, None)
