@@ -440,9 +440,12 @@ class Manager:
     # --- Releasing ---
 
     async def _release(self, handle: Handle) -> None:
+        self._check_ours()
+        await self._give_back(handle)
+
+    def _check_ours(self) -> None:
         if self._phase is _Phase.FROZEN or (self._survives and self._phase is _Phase.LEFT):
             raise self._not_open()
-        await self._give_back(handle)
 
     async def _give_back(self, handle: Handle) -> None:
         while handle.is_releasing:  # somebody else is at it
@@ -459,11 +462,13 @@ class Manager:
         """Release every Mount and clean up whatever nobody owns, after waiting for it.
 
         Raises:
-            NotInitializedError: the Manager has not been entered.
+            NotInitializedError: the Manager has not been entered; or it was left, and its
+                journal keeps the mounts; or it was saved.
             ExceptionGroup: what failed, after everything was tried.
         """
         if self._phase in (_Phase.NEW, _Phase.ENTERING):
             raise self._not_open()
+        self._check_ours()
         await self._let_go(list(self._tables.mounts))
 
     async def release_owner(self, owner: str) -> None:

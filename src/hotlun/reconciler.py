@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from hotlun import wants
 from hotlun.backends import base
-from hotlun.errors import HotlunError, VMGoneError
+from hotlun.errors import HotlunError, NotInitializedError, VMGoneError
 from hotlun.events import DisagreementSettled
 from hotlun.model import GuestMount
 from hotlun.reconciliation import Disagreement, Seen, is_unresolved, judge, settled
@@ -94,9 +94,18 @@ class Reconciler:
         return Seen(host, guest)
 
     async def reconcile(self) -> tuple[Disagreement, ...]:
-        """Ask, judge, act; what disagreed, and how that was settled."""
+        """Ask, judge, act; what disagreed, and how that was settled.
+
+        Raises:
+            NotInitializedError: it was stopped meanwhile: the disks may be another's by now.
+            HotlunError: the hypervisor does not answer.
+        """
         idle = {disk: disk.steps for disk in self._disks if not disk.working}
         seen = await self.look(idle)
+        if not self._is_active:
+            raise NotInitializedError(
+                "the Manager was left or saved while it asked: no more is due"
+            )
         unmoved = [d for d, steps in idle.items() if not d.working and d.steps == steps]
         if any(disk not in unmoved for disk in self._disks):
             self._is_owing = True

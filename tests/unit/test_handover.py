@@ -77,7 +77,10 @@ async def test_nothing_changes_meanwhile() -> None:
             await adding
         assert [disk["disk"][0] for disk in document["disks"]] == [A]
         vm.said()
-        for work in (vm.add(B), mount.release(), vm.manager.save(), vm.manager.reconcile()):
+        for work in (
+            *(vm.add(B), mount.release(), vm.manager.release_all()),
+            *(vm.manager.save(), vm.manager.reconcile()),
+        ):
             with pytest.raises(NotInitializedError, match="thaw"):
                 await work
     assert vm.said() == []

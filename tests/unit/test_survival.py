@@ -168,8 +168,27 @@ class TestHandlesSurvive:
         with pytest.raises(NotInitializedError, match="make and enter another one"):
             await mount.release()
         with pytest.raises(NotInitializedError):
+            await manager.release_all()
+        with pytest.raises(NotInitializedError):
             await manager.add_virtual_disk(B)
+        assert len(vm.guest.mounted) == 1
         await vm.assert_drained()
+
+    async def test_who_has_left_settles_nothing(self, memory_vm: Host) -> None:
+        """A reconciling that is still asking then changes nothing any more."""
+        manager = await memory_vm.manager().__aenter__()
+        mount = await manager.add_virtual_disk(A, mount=EXT4)
+        assert mount.guest_path is not None
+        memory_vm.guest.vanish(mount.guest_path)
+        gate = memory_vm.guest.stall("survey")
+        reconciling = start(manager.reconcile())
+        await gate.reached.wait()
+        await manager.__aexit__(None, None, None)
+        gate.open()
+        with pytest.raises(NotInitializedError):
+            await ended(reconciling)
+        assert memory_vm.guest.mounted == {}
+        await memory_vm.assert_drained()
 
     async def test_without_a_journal_leaving_releases(self) -> None:
         """As ever."""
