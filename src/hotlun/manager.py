@@ -606,7 +606,8 @@ class Manager:
             What JSON can hold. Keys are in it as digests only.
 
         Raises:
-            NotInitializedError: the Manager has not been entered, or was left.
+            NotInitializedError: the Manager has not been entered, or was left; or it was thawed
+                or left meanwhile.
         """
         if self._phase is not _Phase.ENTERED:
             raise self._not_open()
@@ -616,9 +617,15 @@ class Manager:
             await self._worker.idle()
             await handover.seal(self._tables, self._recorder.salt)
         except BaseException:
-            self.thaw()
+            if self._is_frozen():
+                self.thaw()
             raise
+        if not self._is_frozen():
+            raise NotInitializedError("the Manager was thawed or left before it was saved")
         return handover.written(self._tables, self._recorder.salt)
+
+    def _is_frozen(self) -> bool:
+        return self._phase is _Phase.FROZEN
 
     def thaw(self) -> None:
         """Go on after all: the VM has not moved.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,40 @@ async def test_nothing_changes_meanwhile() -> None:
     async with Manager.restore(document, vm.host, vm.guest):
         pass
     vm.assert_backends_empty()
+
+
+async def test_one_that_is_thawed_before_it_was_saved(vm: VM) -> None:
+    """There is no document of what changes on."""
+    gate = vm.host.stall("attach")
+    adding = vm.start(A)
+    await gate.reached.wait()
+    saving = start(vm.manager.save())
+    await turns()
+    vm.manager.thaw()
+    gate.open()
+    for work in (saving, adding):
+        with pytest.raises(NotInitializedError):
+            await work
+
+
+async def test_a_saving_that_is_cancelled_while_it_is_left() -> None:
+    """It is cancelled, and says nothing else."""
+    vm = VM()
+    await vm.manager.__aenter__()
+    gate = vm.host.stall("attach")
+    adding = vm.start(A)
+    await gate.reached.wait()
+    saving = start(vm.manager.save())
+    await turns()
+    await vm.manager.__aexit__(None, None, None)
+    saving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await saving
+    gate.open()
+    with pytest.raises(NotInitializedError):
+        await adding
+    await turns()
+    vm.assert_empty()
 
 
 async def test_a_vm_that_stays(vm: VM) -> None:
