@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from hotlun.errors import OutcomeUnknownError
+from hotlun.errors import JournalError, OutcomeUnknownError
 from hotlun.facts import TABLE, Action, Fact, Step, Thing
 from hotlun.wants import (
     DiskState,
@@ -104,6 +104,9 @@ def begin(disk: DiskState, step: Step) -> None:
         kept = any(not h.is_releasing for h in disk.handles)
         if len(disk.handles) <= 1 and not kept:
             disk.closing = True
+        if isinstance(thing, MountState):
+            nobody_stays = disk.closing or all(h.is_releasing for h in thing.handles)
+            thing.is_due = thing.is_due and not nobody_stays
         disk.drivers = _drivers(disk, thing)
 
 
@@ -128,7 +131,12 @@ def done(disk: DiskState, step: Step) -> None:
         del disk.grants[thing.vm_id]
     elif action is Action.DETACH:
         disk.vacated = True
+    elif action is Action.MOUNT and isinstance(thing, MountState):
+        thing.is_due = False
     elif action is Action.UNMOUNT and isinstance(thing, MountState):
+        if thing.is_due:
+            thing.closing = False
+            return
         for handle in list(thing.handles):
             del thing.handles[handle]
             handle.mount = None
@@ -159,14 +167,15 @@ def failed(disk: DiskState, step: Step, error: BaseException) -> None:
         disk.vacated = not is_unknown
         fail_adding(disk, list(disk.active), error, None)
     elif action is Action.MOUNT and isinstance(thing, MountState):
-        lost = [handle for handle in thing.handles if handle.is_live]
-        for handle in lost:
-            handle.lost = f"{thing.path} was gone from the guest, and could not be made again"
-        if lost:  # their releases undo what may be left of it, as after an unknown outcome
+        held = [handle for handle in thing.handles if handle.is_live]
+        if held:  # their releases undo what may be left of it, as after an unknown outcome
             thing.fact = Fact.MAYBE
-        thing.closing = is_unknown or bool(lost)
-        # What is lost is not cleaned up before its Mounts are released: nobody waits for that.
-        awaited = thing if is_unknown and not lost else None
+        if not (is_unknown or isinstance(error, JournalError)):  # else it may be made yet
+            for handle in held:
+                handle.lost = f"{thing.path} was gone from the guest, and could not be made again"
+        thing.closing = is_unknown or bool(held)
+        # What is held is not cleaned up before its Mounts are released: nobody waits for that.
+        awaited = thing if is_unknown and not held else None
         fail_adding(disk, list(thing.handles), error, awaited)
     else:
         _fail_undoing(disk, thing, drivers, error)

@@ -47,7 +47,7 @@ class Resolution(StrEnum):
     REMOUNTED = "it is mounted again"
     LOST = "its Mounts are lost; releasing them cleans up"
     NOTED = "that is taken for true"
-    STUCK = "it could not be undone yet, and is tried again"
+    STUCK = "that could not be done yet, and is tried again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,17 +140,18 @@ def _judge_mounts(disk: DiskState, seen: Seen) -> Iterator[Disagreement]:
                 yield _found(disk, finding, Resolution.UNDONE, mount)
         elif any(handle.lost for handle in mount.handles):
             continue
-        elif mount.fact is Fact.MAYBE and is_there:
+        elif mount.fact is not Fact.YES and is_there:
             mount.fact, mount.closing, mount.reason = Fact.YES, False, ""
+            mount.is_due = False
             yield _found(disk, Finding.MOUNT_KEPT, Resolution.ADOPTED, mount)
-        elif mount.fact is Fact.MAYBE:
+        elif mount.fact is Fact.MAYBE and not mount.is_due:
             for handle in list(mount.handles):
                 handle.mount = None
             mount.handles.clear()
             mount.fact = Fact.NO
             forget_mount(disk, mount)
             yield _found(disk, Finding.UNMOUNTED, Resolution.NOTED, mount)
-        elif mount.fact is Fact.YES and not is_there:
+        elif not is_there:
             yield _remount(disk, mount)
 
 
@@ -161,7 +162,7 @@ def _remount(disk: DiskState, mount: MountState) -> Disagreement:
     elif config.key is not None and config.key.is_sealed:
         why = "its key is not known here any more"
     else:
-        mount.fact = Fact.NO
+        mount.fact, mount.closing, mount.is_due = Fact.NO, False, True
         return _found(disk, Finding.MOUNT_GONE, Resolution.REMOUNTED, mount)
     lose_mount(mount, f"{mount.path} is gone from the guest, and {why}")
     return _found(disk, Finding.MOUNT_GONE, Resolution.LOST, mount, why)
@@ -175,12 +176,12 @@ def lose_disk(disk: DiskState, reason: str) -> None:
         handle.lost = handle.lost or reason
     for mount in disk.mounts.values():
         if mount.fact is not Fact.NO or mount.handles:
-            mount.fact, mount.closing = Fact.MAYBE, True
+            mount.fact, mount.closing, mount.is_due = Fact.MAYBE, True, False
 
 
 def lose_mount(mount: MountState, reason: str) -> None:
     """The guest mount is there no more; releasing undoes what is left of it."""
-    mount.fact, mount.closing = Fact.MAYBE, True
+    mount.fact, mount.closing, mount.is_due = Fact.MAYBE, True, False
     mount.reason = f"lost: {reason}"
     for handle in mount.handles:
         handle.lost = handle.lost or reason
@@ -215,7 +216,9 @@ def settled(disagreement: Disagreement, disk: DiskState) -> Disagreement:
         if reason:
             return replace(disagreement, resolution=Resolution.STUCK, detail=reason)
     if disagreement.resolution is Resolution.REMOUNTED and mount is not None and mount.closing:
-        return replace(disagreement, resolution=Resolution.LOST, detail=mount.reason)
+        is_lost = any(handle.lost for handle in mount.handles)
+        resolution = Resolution.LOST if is_lost else Resolution.STUCK
+        return replace(disagreement, resolution=resolution, detail=mount.reason)
     return disagreement
 
 

@@ -151,7 +151,7 @@ def record_of(disk: DiskState) -> DiskRecord:
             for grant in disk.grants.values()
         ),
         mounts=tuple(
-            MountRecord(mount.path, mount.config, fact)
+            MountRecord(mount.path, mount.config, fact, mount.is_due)
             for mount in disk.mounts.values()
             if (fact := _certain(disk, mount)) is not Fact.NO or mount.is_wanted
         ),
@@ -196,7 +196,7 @@ def disk_of(record: DiskRecord) -> DiskState:
     mounts: dict[str | None, MountState] = {}
     for mount in record.mounts:
         state_of_it = MountState(mount.config, mount.path)
-        state_of_it.fact = mount.fact
+        state_of_it.fact, state_of_it.is_due = mount.fact, mount.is_due
         state_of_it.closing = mount.fact is Fact.MAYBE
         mounts[mount.path] = disk.mounts[mount.config] = state_of_it
     for holder in record.holders:

@@ -42,11 +42,19 @@ class GrantRecord:
 
 @dataclass(frozen=True, slots=True)
 class MountRecord:
-    """A guest mount."""
+    """A guest mount.
+
+    Args:
+        path: in the guest.
+        config: how it is mounted.
+        fact: whether it is.
+        is_due: it went behind our back, and was to be made again.
+    """
 
     path: str
     config: MountConfig
     fact: Fact
+    is_due: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +104,9 @@ class DiskRecord:
             "fact": self.fact,
             "reason": self.reason,
             "grants": [[g.vm_id, g.fact, g.plan] for g in self.grants],
-            "mounts": [[m.path, m.fact, _config_document(m.config, salt)] for m in self.mounts],
+            "mounts": [
+                [m.path, m.fact, m.is_due, _config_document(m.config, salt)] for m in self.mounts
+            ],
             "holders": [[h.id, h.number, *h.owner, h.path, h.lost] for h in self.holders],
         }
 
@@ -127,7 +137,10 @@ class DiskRecord:
             fact=Fact(document["fact"]),
             reason=document["reason"],
             grants=tuple(GrantRecord(v, Fact(f), plan) for v, f, plan in document["grants"]),
-            mounts=tuple(MountRecord(p, _config(c), Fact(f)) for p, f, c in document["mounts"]),
+            mounts=tuple(
+                MountRecord(path, _config(config), Fact(fact), is_due)
+                for path, fact, is_due, config in document["mounts"]
+            ),
             holders=tuple(
                 HolderRecord(name, number, Owner(owner, born), path, lost)
                 for name, number, owner, born, path, lost in document["holders"]

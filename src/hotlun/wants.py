@@ -63,13 +63,15 @@ class GrantState(Thing):
 class MountState(Thing):
     """One guest mount of the disk, and who holds it."""
 
-    __slots__ = ("config", "handles", "path")
+    __slots__ = ("config", "handles", "is_due", "path")
 
     def __init__(self, config: MountConfig, path: str) -> None:
         super().__init__(Kind.GUEST_MOUNT)
         self.config = config
         self.path = path
         self.handles: dict[Handle, None] = {}
+        self.is_due = False
+        """It went behind our back, and is to be made again for those who hold it."""
 
     @property
     def is_wanted(self) -> bool:

@@ -6,9 +6,9 @@ import asyncio
 from typing import Any
 
 import pytest
-from support.memory import EXT4, VM, XFS, A, turns
+from support.memory import DOWN, EXT4, VM, XFS, A, turns
 
-from hotlun import BackendError, Manager
+from hotlun import BackendError, JournalError, Manager, Mount, OutcomeUnknownError, Resolution
 from hotlun.journal import MemoryJournal
 
 
@@ -104,3 +104,98 @@ async def test_a_reset_while_it_is_entered() -> None:
         await mounted(vm, mount.guest_path)
         await manager.release_all()
     vm.assert_backends_empty()
+
+
+class TestMountedAgain:
+    """What the guest lost is made again as long as nothing says that it cannot be."""
+
+    @pytest.mark.parametrize("happened", [False, True])
+    async def test_with_an_unknown_outcome(self, vm: VM, happened: bool) -> None:
+        """It is found out, and made again if it was not."""
+        mount = await vanished(vm)
+        vm.guest.lose("mount", happened=happened)
+        (one,) = await vm.manager.reconcile()
+        assert one.resolution is Resolution.STUCK
+        await mounted(vm, mount.guest_path)
+        await vm.manager.reconcile()
+        assert not mount.lost
+        vm.said()
+        await mount.release()
+        assert vm.said() == DOWN
+
+    async def test_that_cannot_be_written_down(
+        self, vm: VM, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A journal that has no room for a while loses no mount."""
+        mount = await vanished(vm)
+        monkeypatch.setattr(vm.manager._worker, "_record", no_room)
+        await vm.manager.reconcile()
+        monkeypatch.undo()
+        hurried(vm.manager)
+        await mounted(vm, mount.guest_path)
+        assert not mount.lost
+        await mount.release()
+
+    async def test_an_add_of_it_meanwhile(self, vm: VM) -> None:
+        """It undoes what may be there, makes it again, and those who held it hold it still."""
+        mount, bare = await vanished(vm), await vm.add(A, None)
+        vm.guest.lose("mount", happened=True)
+        await vm.manager.reconcile()
+        vm.said()
+        sharing = await vm.add(A, EXT4)
+        assert vm.said() == ["unmount", "mount"]
+        assert sharing.guest_path == mount.guest_path
+        await sharing.release()
+        assert mount.guest_path in vm.guest.mounted
+        await mount.release()
+        await bare.release()
+
+    @pytest.mark.parametrize("happened", [False, True])
+    async def test_released_with_an_unknown_outcome(self, vm: VM, happened: bool) -> None:
+        """What nobody wants is not made again."""
+        mount, bare = await vanished(vm), await vm.add(A, None)
+        vm.guest.lose("mount", happened=True)
+        await vm.manager.reconcile()
+        vm.guest.lose("unmount", happened=happened)
+        with pytest.raises(OutcomeUnknownError):
+            await mount.release()
+        (one,) = await vm.manager.reconcile()
+        assert one.resolution is (Resolution.NOTED if happened else Resolution.ADOPTED)
+        await mount.release()
+        assert vm.guest.mounted == {}
+        await bare.release()
+
+    @pytest.mark.parametrize("happened", [False, True])
+    async def test_by_the_next_process(self, happened: bool) -> None:
+        """If this one is killed while it does so: that mount, and those that had to wait."""
+        journal = MemoryJournal()
+        vm = VM(journal=journal)
+        manager = await vm.manager.__aenter__()
+        paths = [(await vm.add(A, config)).guest_path for config in (EXT4, XFS)]
+        vm.guest.reset()
+        gate = vm.guest.stall("mount", at=2 if happened else 1)
+        await gate.reached.wait()
+        assert len(vm.guest.mounted) == happened
+        after = MemoryJournal()
+        after._documents = dict(journal._documents)
+        await manager._reconciler.stop()
+        for task in manager._worker._tasks:
+            task.cancel()
+        async with Manager(vm.host, vm.guest, journal=after) as manager:
+            assert [mount.guest_path for mount in manager.mounts] == paths
+            assert set(vm.guest.mounted) == set(paths)
+            assert not any(mount.lost for mount in manager.mounts)
+            await manager.release_all()
+        vm.assert_backends_empty()
+
+
+async def vanished(vm: VM) -> Mount:
+    """A Mount whose guest mount somebody undid in the guest."""
+    mount = await vm.add(A, EXT4)
+    assert mount.guest_path is not None
+    vm.guest.vanish(mount.guest_path)
+    return mount
+
+
+def no_room(_: object) -> None:
+    raise JournalError("no room")
