@@ -104,7 +104,7 @@ def _judge_attachment(disk: DiskState, seen: Seen) -> Iterator[Disagreement]:
         finding = Finding.DISK_GONE if gone else Finding.DISK_INCOMPLETE
         yield _found(disk, finding, Resolution.LOST)
     elif not is_held:
-        if presence is Presence.PARTIAL:
+        if presence is Presence.PARTIAL or (was is Fact.UNPLUGGED and has_device):
             disk.fact = Fact.MAYBE
         yield _found(disk, _unheld(was, presence), Resolution.UNDONE)
     elif was is Fact.MAYBE and expected and has_device is not None:
@@ -116,7 +116,10 @@ def _judge_attachment(disk: DiskState, seen: Seen) -> Iterator[Disagreement]:
         else:
             yield _found(disk, Finding.DEVICE_GONE, Resolution.NOTED)
     elif was is Fact.UNPLUGGED and has_device:
+        # A detach may be under way still: it is unplugged once more, and never shared.
         disk.fact = Fact.MAYBE
+        for handle in disk.handles:
+            handle.lost = handle.lost or "its release had begun to take the disk away"
         yield _found(disk, Finding.DISK_BACK, Resolution.NOTED)
 
 

@@ -299,13 +299,18 @@ class TestUnknownReleases:
         await mount.release()
 
     async def test_a_device_that_came_back(self, vm: VM) -> None:
-        """Let go, and found again by a guest that was reset: it is unplugged once more."""
+        """Let go, and found again by a guest that was reset: it is unplugged once more.
+
+        It is never shared again: the hypervisor may be about to take it away.
+        """
         mount = await vm.add(A, None)
-        vm.host.fail("detach", BackendError("no"))
-        with pytest.raises(BackendError):
+        vm.host.lose("detach")
+        with pytest.raises(OutcomeUnknownError):
             await mount.release()
         vm.guest._unplugged.clear()
         assert await settled(vm) == [(Finding.DISK_BACK, Resolution.NOTED)]
+        assert await settled(vm) == []
+        assert mount.lost
         vm.said()
         await mount.release()
         assert vm.said() == ["unplug", "detach"]
@@ -345,6 +350,20 @@ class TestNobodyHoldsIt:
         assert await settled(vm) == [(Finding.MOUNTED_UNSEEN, Resolution.UNDONE)]
         assert vm.guest.mounted == {}
         await bare.release()
+
+    async def test_a_device_that_came_back(self, vm: VM) -> None:
+        """After a reset the guest has to let it go again, before it is detached."""
+        vm.host.lose("attach", happened=True)
+        for at in (1, 2):
+            vm.host.fail("detach", BackendError("no"), at=at)
+        with pytest.raises(OutcomeUnknownError):
+            await vm.add(A, None)
+        vm.guest.reset()
+        vm.said()
+        await settled(vm)
+        assert [said for said in vm.said() if said != "survey"] == ["unplug", "detach"]
+        await settled(vm)
+        assert vm.status().state is SlotState.FREE
 
 
 class TestByItself:
