@@ -133,15 +133,14 @@ def _unheld(was: Fact, presence: Presence | None) -> Finding:
 
 
 def _judge_mounts(disk: DiskState, seen: Seen) -> Iterator[Disagreement]:
-    if seen.guest is None or disk.fact is not Fact.YES or not disk.handles:
+    if disk.fact is not Fact.YES or not disk.handles:
         return
     for mount in list(disk.mounts.values()):
-        is_there = GuestMount(disk.attachment, mount.path, mount.config) in seen.guest.mounts
+        it = GuestMount(disk.attachment, mount.path, mount.config)
+        is_there = None if seen.guest is None else it in seen.guest.mounts
         if not mount.handles:
-            if mount.fact is Fact.MAYBE or not is_there:
-                finding = Finding.MOUNTED_UNSEEN if is_there else Finding.UNMOUNTED
-                yield _found(disk, finding, Resolution.UNDONE, mount)
-        elif any(handle.lost for handle in mount.handles):
+            yield _found(disk, _unheld_mount(mount.fact, is_there), Resolution.UNDONE, mount)
+        elif is_there is None or any(handle.lost for handle in mount.handles):
             continue
         elif mount.fact is not Fact.YES and is_there:
             mount.fact, mount.closing, mount.reason = Fact.YES, False, ""
@@ -156,6 +155,12 @@ def _judge_mounts(disk: DiskState, seen: Seen) -> Iterator[Disagreement]:
             yield _found(disk, Finding.UNMOUNTED, Resolution.NOTED, mount)
         elif not is_there:
             yield _remount(disk, mount)
+
+
+def _unheld_mount(was: Fact, is_there: bool | None) -> Finding:
+    if is_there is None or (is_there and was is Fact.YES):
+        return Finding.UNHELD
+    return Finding.MOUNTED_UNSEEN if is_there else Finding.UNMOUNTED
 
 
 def _remount(disk: DiskState, mount: MountState) -> Disagreement:

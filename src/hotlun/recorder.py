@@ -194,10 +194,11 @@ def disk_of(record: DiskRecord) -> DiskState:
         state = disk.grants[grant.vm_id] = GrantState(grant.vm_id)
         state.fact, state.plan = grant.fact, grant.plan
     mounts: dict[str | None, MountState] = {}
+    held_paths = {holder.path for holder in record.holders}
     for mount in record.mounts:
         state_of_it = MountState(mount.config, mount.path)
         state_of_it.fact, state_of_it.is_due = mount.fact, mount.is_due
-        state_of_it.closing = mount.fact is Fact.MAYBE
+        state_of_it.closing = mount.fact is Fact.MAYBE or mount.path not in held_paths
         mounts[mount.path] = disk.mounts[mount.config] = state_of_it
     for holder in record.holders:
         held = mounts.get(holder.path)

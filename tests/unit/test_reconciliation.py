@@ -29,7 +29,10 @@ from hotlun.events import (
     GuestReset,
     VMPaused,
 )
+from hotlun.facts import Fact
 from hotlun.journal import MemoryJournal
+from hotlun.recorder import disk_of
+from hotlun.records import DiskRecord
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -350,6 +353,41 @@ class TestNobodyHoldsIt:
         assert await settled(vm) == [(Finding.MOUNTED_UNSEEN, Resolution.UNDONE)]
         assert vm.guest.mounted == {}
         await bare.release()
+
+    @pytest.mark.parametrize("surveys", [True, False])
+    async def test_a_mount_that_is_there_for_certain(self, surveys: bool) -> None:
+        """Its unmount was refused: it is tried again by itself, and in the next process.
+
+        Nobody shares it before.
+        """
+        journal = MemoryJournal()
+        vm = VM(journal=journal)
+        vm.guest._surveys = surveys
+        async with vm.manager:
+            await vm.add(A, None)
+            gate = vm.guest.stall("mount")
+            adding = vm.start(A, EXT4)
+            await gate.reached.wait()
+            adding.cancel()
+            for at in (1, 2, 3):
+                vm.guest.fail("unmount", BackendError("busy"), at=at)
+            await turns()
+            gate.open()
+            await turns()
+            assert await settled(vm) == [(Finding.UNHELD, Resolution.STUCK)]
+            assert len(vm.guest.mounted) == 1
+            documents = dict(journal._documents)
+            assert await settled(vm) == [(Finding.UNHELD, Resolution.STUCK)]
+            assert await settled(vm) == [(Finding.UNHELD, Resolution.UNDONE)]
+            assert vm.guest.mounted == {}
+        for text in documents.values():
+            record = DiskRecord.from_text(text)
+            assert [mount.fact for mount in record.mounts] == [Fact.YES]
+            (mount,) = disk_of(record).mounts.values()
+            assert mount.closing
+        async with Manager(vm.host, vm.guest, journal=journal) as manager:
+            await manager.release_all()
+        vm.assert_backends_empty()
 
     async def test_a_device_that_came_back(self, vm: VM) -> None:
         """After a reset the guest has to let it go again, before it is detached."""
