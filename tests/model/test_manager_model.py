@@ -154,7 +154,8 @@ class ManagerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.host.attached)
     @rule(data=st.data())
     def pull_a_disk(self, data: st.DataObject) -> None:
-        serials = sorted(attachment.serial for attachment in self.host.attached.values())
+        # By slot: serials are different each time, and so would their order be.
+        serials = [self.host.attached[slot].serial for slot in sorted(self.host.attached)]
         serial = data.draw(st.sampled_from(serials))
         self.host.vanish(serial)
         self._doubt({serial})
