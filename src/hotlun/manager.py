@@ -508,7 +508,9 @@ class Manager:
 
         Raises:
             NotInitializedError: the Manager has not been entered, or was left.
-            HotlunError: the VM still runs, or a grant could not be revoked.
+            JournalError: the journal could not be emptied: forget() again.
+            HotlunError: the VM still runs.
+            ExceptionGroup: a grant could not be revoked.
         """
         if self._phase not in (_Phase.ENTERED, _Phase.FROZEN):
             raise self._not_open()
@@ -522,6 +524,7 @@ class Manager:
             wants.forget(disk, "the VM is gone")
             self._worker.wake(disk)
         await self._let_go(())
+        self._recorder.catch_up()
 
     async def _check_gone(self) -> None:
         attached = [disk.attachment for disk in self._tables.disks if disk.slot is not None]

@@ -48,6 +48,8 @@ class Recorder:
         """What keys are sealed with."""
         self._written: dict[DiskState, str] = {}
         """What stands there of each disk."""
+        self._late: dict[DiskState, None] = {}
+        """Of which there stands what is not so any more, since that could not be written."""
 
     def open(self) -> tuple[DiskRecord, ...]:
         """Take the journal; what stands there, oldest first.
@@ -68,8 +70,12 @@ class Recorder:
         return records
 
     def close(self) -> None:
-        """Nothing is written any more."""
+        """Nothing is written any more, but for what could not be written before."""
         if self._journal is not None and self._is_open:
+            try:
+                self.catch_up()
+            except JournalError as error:
+                _log.error("the journal is not as it should be: %s", error)
             self._is_open = False
             self._journal.close()
 
@@ -84,9 +90,25 @@ class Recorder:
     def write(self, disk: DiskState) -> None:
         """Have the journal say what is known of the disk, and what is about to happen to it.
 
+        What could not be written of other disks is written first: otherwise two of them
+        could stand there in one slot.
+
         Raises:
             JournalError: it could not be written; it says what it said before.
         """
+        self.catch_up()
+        self._write(disk)
+
+    def catch_up(self) -> None:
+        """Write what could not be written when it had happened.
+
+        Raises:
+            JournalError: it still cannot be.
+        """
+        for disk in list(self._late):
+            self._write(disk)
+
+    def _write(self, disk: DiskState) -> None:
         if self._journal is None or not self._is_open:
             return
         name = name_of(disk.identity)
@@ -94,20 +116,23 @@ class Recorder:
             if disk in self._written:
                 self._journal.write(name, None)
                 del self._written[disk]
-            return
-        text = record_of(disk).to_text(self.salt)
-        if text != self._written.get(disk):
-            self._journal.write(name, text)
-            self._written[disk] = text
+        else:
+            text = record_of(disk).to_text(self.salt)
+            if text != self._written.get(disk):
+                self._journal.write(name, text)
+                self._written[disk] = text
+        self._late.pop(disk, None)
 
     def write_late(self, disk: DiskState) -> None:
         """As `write`, of what has happened already: that it cannot be written undoes nothing.
 
-        What stands there meanwhile is what might have happened, and is found out by asking.
+        What stands there meanwhile is what might have happened, and is found out by asking. It
+        is written before anything else is.
         """
         try:
             self.write(disk)
         except JournalError as error:
+            self._late[disk] = None
             _log.error("disk %s: %s", disk.attachment.disk, error)
 
 

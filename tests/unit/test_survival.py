@@ -261,6 +261,49 @@ class TestWhatCannotBeWritten:
             assert [m.id for m in manager.mounts] == [mount.id]
         await memory_vm.assert_drained()
 
+    async def test_the_end_of_a_disk(
+        self, memory_vm: Host, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No other disk is written down in its slot before that is; nor is the same one."""
+        async with memory_vm.manager() as manager:
+            mount = await manager.add_virtual_disk(A)
+            fail_at(monkeypatch, memory_vm.journal, 3)  # unplug, detach, gone
+            fail_at(monkeypatch, memory_vm.journal, 3)
+            await mount.release()
+            with pytest.raises(JournalError, match="scripted"):
+                await manager.add_virtual_disk(B)
+            assert memory_vm.host.count("attach") == 1
+            for path in (A, B):
+                await manager.add_virtual_disk(path)
+            records = [r["disk"][0] for r in documents(memory_vm.journal)]
+            assert sorted(records) == [A, B]
+            await manager.release_all()
+            assert documents(memory_vm.journal) == []
+        await memory_vm.assert_drained()
+
+    async def test_a_vm_that_is_forgotten(
+        self, memory_vm: Host, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Who forgets hears that the journal could not be emptied, and can do it again."""
+        async with memory_vm.manager() as manager:
+            await manager.add_virtual_disk(A)
+            memory_vm.host.end()
+            for at in (1, 2):
+                fail_at(monkeypatch, memory_vm.journal, at)
+            with pytest.raises(JournalError, match="scripted"):
+                await manager.forget()
+            await manager.forget()
+            assert documents(memory_vm.journal) == []
+
+    async def test_at_last(self, memory_vm: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Leaving tries once more."""
+        async with memory_vm.manager() as manager:
+            mount = await manager.add_virtual_disk(A)
+            fail_at(monkeypatch, memory_vm.journal, 3)
+            await mount.release()
+            assert len(documents(memory_vm.journal)) == 1
+        assert documents(memory_vm.journal) == []
+
     async def test_a_release(self, memory_vm: Host, monkeypatch: pytest.MonkeyPatch) -> None:
         """It is not begun, keeps its reference, and can be tried again."""
         async with memory_vm.manager() as manager:
@@ -433,6 +476,12 @@ def seen(mount: Mount) -> tuple[object, ...]:
         mount.guest_path,
         mount.owner,
     )
+
+
+def documents(journal: Journal) -> list[dict[str, Any]]:
+    """What stands in a journal in memory."""
+    assert isinstance(journal, MemoryJournal)
+    return [json.loads(text) for text in journal._documents.values()]
 
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, journal: Journal, at: int) -> None:
