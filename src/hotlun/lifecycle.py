@@ -21,6 +21,7 @@ from hotlun.wants import (
     Waiter,
     complete,
     fail_adding,
+    fail_waiters,
     forget_mount,
     has_driver,
     is_granted,
@@ -171,12 +172,15 @@ def failed(disk: DiskState, step: Step, error: BaseException) -> None:
         if held:  # their releases undo what may be left of it, as after an unknown outcome
             thing.fact = Fact.MAYBE
         if not (is_unknown or isinstance(error, JournalError)):  # else it may be made yet
+            thing.is_due = False
             for handle in held:
                 handle.lost = f"{thing.path} was gone from the guest, and could not be made again"
         thing.closing = is_unknown or bool(held)
         # What is held is not cleaned up before its Mounts are released: nobody waits for that.
         awaited = thing if is_unknown and not held else None
         fail_adding(disk, list(thing.handles), error, awaited)
+        if held:
+            fail_waiters(disk, thing, error)
     else:
         _fail_undoing(disk, thing, drivers, error)
 

@@ -397,7 +397,7 @@ def _answer_failure(disk: DiskState, failure: Failure) -> bool:
 def _answer_waiter(disk: DiskState, waiter: Waiter) -> bool:
     thing = waiter.thing
     if isinstance(thing, MountState):
-        is_held = bool(thing.handles) and not thing.closing
+        is_held = bool(thing.handles) and not (thing.closing or thing.is_due)
         over = disk.mounts.get(thing.config) is not thing or is_held
     else:
         over = bool(disk.handles) and not disk.closing
@@ -414,6 +414,14 @@ def fail_adding(
         if not handle.is_live and not handle.answer.done():
             disk.failures.append(Failure(handle.answer, next(errors), mount))
             drop(handle)
+
+
+def fail_waiters(disk: DiskState, thing: Thing, error: BaseException) -> None:
+    """What they wait for cannot be had."""
+    errors = one_each(error)
+    for waiter in disk.waiters:
+        if waiter.thing is thing and not waiter.answer.done():
+            waiter.answer.set_exception(next(errors))
 
 
 def one_each(error: BaseException) -> Iterator[BaseException]:

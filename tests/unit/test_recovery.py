@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 from support.memory import DOWN, EXT4, VM, XFS, A, turns
 
-from hotlun import BackendError, JournalError, Manager, Mount, OutcomeUnknownError, Resolution
+from hotlun import (
+    BackendError,
+    HotlunError,
+    JournalError,
+    Manager,
+    Mount,
+    OutcomeUnknownError,
+    Resolution,
+)
 from hotlun.journal import MemoryJournal
 
 
@@ -147,6 +155,24 @@ class TestMountedAgain:
         assert sharing.guest_path == mount.guest_path
         await sharing.release()
         assert mount.guest_path in vm.guest.mounted
+        await mount.release()
+        await bare.release()
+
+    @pytest.mark.parametrize(
+        ("error", "is_lost"), [(BackendError("no"), True), (OutcomeUnknownError("lost"), False)]
+    )
+    async def test_an_add_of_it_that_fails(self, vm: VM, error: HotlunError, is_lost: bool) -> None:
+        """It is told so, and does not try for ever."""
+        mount, bare = await vanished(vm), await vm.add(A, None)
+        vm.guest.lose("mount", happened=True)
+        await vm.manager.reconcile()
+        for at in range(1, 10):
+            vm.guest.fail("mount", error, at=at)
+        async with asyncio.timeout(5):
+            with pytest.raises(type(error)):
+                await vm.add(A, EXT4)
+        assert bool(mount.lost) == is_lost
+        vm.guest.clear_faults()
         await mount.release()
         await bare.release()
 
