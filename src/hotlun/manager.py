@@ -227,17 +227,18 @@ class Manager:
 
     def _take_up(self, disks: Iterable[DiskState], seen: Seen) -> Findings:
         """Go on with what an earlier Manager had; in what that is not as it was."""
+        for disk in disks:
+            for grant in disk.grants.values():
+                base.adopt_grant(self._host, disk.attachment.disk, grant.vm_id, grant.plan)
+        if self._brought:
+            self._recorder.bring(disks)
+        else:
+            self._recorder.adopt(disks)
+        # Nothing fails from here on: a Manager that could not be entered knows nothing.
         handles = self._tables.take_up(disks)
         found = judge_all(disks, seen)
         for handle in handles:
             self._tables.mounts[handle] = Mount(handle, self._release)
-        for disk in disks:
-            for grant in disk.grants.values():
-                base.adopt_grant(self._host, disk.attachment.disk, grant.vm_id, grant.plan)
-            if self._brought:
-                self._recorder.write(disk)
-            else:
-                self._recorder.adopt(disk)
         return found
 
     async def __aexit__(

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from hotlun import wants
 from hotlun.backends import base
-from hotlun.errors import HotlunError, NotInitializedError, VMGoneError
+from hotlun.errors import BackendError, HotlunError, NotInitializedError, VMGoneError
 from hotlun.events import DisagreementSettled
-from hotlun.model import GuestMount
+from hotlun.model import GuestMount, GuestSurvey
 from hotlun.reconciliation import Disagreement, Seen, is_unresolved, judge, settled
 
 if TYPE_CHECKING:
@@ -83,8 +84,12 @@ class Reconciler:
         if not attachments:
             return Seen(None, None)
         host = await base.host_survey(self._host, attachments)
+        if not isinstance(host, Mapping | None):
+            raise BackendError(f"what the hypervisor has is no mapping: {type(host).__name__}")
         try:
             guest = await base.guest_survey(self._guest, attachments, mounts)
+            if not isinstance(guest, GuestSurvey | None):
+                raise BackendError(f"what the guest has is no GuestSurvey: {type(guest).__name__}")
         except VMGoneError:
             raise
         except HotlunError as error:
@@ -175,6 +180,8 @@ class Reconciler:
                 return
             except HotlunError as error:
                 _log.info("not to be resolved yet: %s", error)
+            except Exception:  # a backend's, which has no such errors
+                _log.exception("asking what there is went wrong: it is tried again")
             is_done = not self._is_owing and not any(map(is_unresolved, self._disks))
             if is_done and not self._is_urgent.is_set():
                 return

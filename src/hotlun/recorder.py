@@ -7,6 +7,7 @@ recorder    when, and from what: this file
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import secrets
@@ -77,15 +78,32 @@ class Recorder:
             except JournalError as error:
                 _log.error("the journal is not as it should be: %s", error)
             self._is_open = False
+            self._written.clear()
+            self._late.clear()
             self._journal.close()
 
     @property
     def is_open(self) -> bool:
         return self._is_open
 
-    def adopt(self, disk: DiskState) -> None:
-        """The disk was made of what stands in the journal."""
-        self._written[disk] = ""
+    def adopt(self, disks: Iterable[DiskState]) -> None:
+        """The disks were made of what stands in the journal."""
+        self._written.update(dict.fromkeys(disks, ""))
+
+    def bring(self, disks: Iterable[DiskState]) -> None:
+        """Write disks down that came from elsewhere: all of them, or none.
+
+        Raises:
+            JournalError: it could not be done.
+        """
+        try:
+            for disk in disks:
+                self._write(disk)
+        except JournalError:
+            for disk in list(self._written):
+                with contextlib.suppress(JournalError):
+                    self._remove(disk)
+            raise
 
     def write(self, disk: DiskState) -> None:
         """Have the journal say what is known of the disk, and what is about to happen to it.
@@ -111,17 +129,19 @@ class Recorder:
     def _write(self, disk: DiskState) -> None:
         if self._journal is None or not self._is_open:
             return
-        name = name_of(disk.identity)
         if disk.is_gone:
-            if disk in self._written:
-                self._journal.write(name, None)
-                del self._written[disk]
+            self._remove(disk)
         else:
             text = record_of(disk).to_text(self.salt)
             if text != self._written.get(disk):
-                self._journal.write(name, text)
+                self._journal.write(name_of(disk.identity), text)
                 self._written[disk] = text
         self._late.pop(disk, None)
+
+    def _remove(self, disk: DiskState) -> None:
+        if self._journal is not None and disk in self._written:
+            self._journal.write(name_of(disk.identity), None)
+            del self._written[disk]
 
     def write_late(self, disk: DiskState) -> None:
         """As `write`, of what has happened already: that it cannot be written undoes nothing.

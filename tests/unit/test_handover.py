@@ -170,6 +170,32 @@ async def test_a_journal_on_the_other_side() -> None:
     vm.assert_backends_empty()
 
 
+async def test_a_journal_that_is_full_on_the_other_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of it is left there, and it can be tried again."""
+    vm, journal = VM(), MemoryJournal()
+    async with vm.manager:
+        for path in (A, B):
+            await vm.add(path, EXT4)
+        document = await vm.manager.save()
+    write = journal.write
+
+    def fill(name: str, text: str | None) -> None:
+        if text is not None and journal._documents:
+            raise JournalError("no room")
+        write(name, text)
+
+    monkeypatch.setattr(journal, "write", fill)
+    manager = Manager.restore(document, vm.host, vm.guest, journal=journal)
+    with pytest.raises(JournalError, match="no room"):
+        await manager.__aenter__()
+    assert journal._documents == {}
+    monkeypatch.undo()
+    async with manager:
+        assert len(manager.mounts) == len(journal._documents) == 2
+        await manager.release_all()
+    vm.assert_backends_empty()
+
+
 async def test_what_is_stuck_goes_along() -> None:
     """And is undone over there."""
     vm = VM()

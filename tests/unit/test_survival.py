@@ -214,6 +214,50 @@ class TestHandlesSurvive:
             await vm.manager(controllers=1).__aenter__()
         await vm.assert_drained()
 
+    async def test_one_that_could_not_be_entered(
+        self, vm: Host, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It can be entered later, and then has everything once."""
+        async with vm.manager() as manager:
+            for path in (A, B):
+                await manager.add_virtual_disk(path, mount=EXT4, vm_id="one")
+        refusals = [None, BackendError("no such plan")]
+
+        def adopt(*_: object) -> None:
+            if refusals and (refusal := refusals.pop(0)):
+                raise refusal
+
+        monkeypatch.setattr(vm.host, "adopt_grant", adopt, raising=False)
+        manager = vm.manager()
+        with pytest.raises(BackendError):
+            await manager.__aenter__()
+        async with manager:
+            assert len(manager.mounts) == 2
+            await manager.release_all()
+        await vm.assert_drained()
+
+    @pytest.mark.parametrize("side", ["host", "guest"])
+    async def test_answers_that_make_no_sense(
+        self, memory_vm: Host, monkeypatch: pytest.MonkeyPatch, side: str
+    ) -> None:
+        """A hypervisor's are its failure to answer, a guest's are waited for to get better."""
+        async with memory_vm.manager() as manager:
+            await manager.add_virtual_disk(A, mount=EXT4)
+
+        async def garbage(*_: object) -> object:
+            return 42
+
+        monkeypatch.setattr(getattr(memory_vm, side), "survey", garbage)
+        manager = memory_vm.manager()
+        if side == "host":
+            with pytest.raises(BackendError, match="hypervisor"):
+                await manager.__aenter__()
+            monkeypatch.undo()
+        async with manager:
+            assert len(manager.mounts) == 1
+        monkeypatch.undo()
+        await memory_vm.assert_drained()
+
     async def test_a_journal_that_cannot_be_understood(self, tmp_path: Path) -> None:
         """It is left as it is, and so is the VM."""
         path = tmp_path / "journal"
