@@ -12,13 +12,13 @@ import asyncio
 import warnings
 from enum import Enum, auto
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 from hotlun import handover, wants
 from hotlun.attachments import extensible_virtual_disk, physical_disk, virtual_disk
 from hotlun.backends import base
+from hotlun.callers import Callers, raise_all
 from hotlun.errors import (
-    AlreadyReleasedError,
     HotlunError,
     JournalError,
     NotInitializedError,
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from hotlun.reconciliation import Disagreement, Seen
     from hotlun.records import DiskRecord
     from hotlun.slots import SlotStatus
-    from hotlun.wants import DiskState, Handle, MountState
+    from hotlun.wants import DiskState, Handle
 
 __all__ = ["Manager", "Mount"]
 
@@ -131,6 +131,7 @@ class Manager:
             record=self._recorder.write,
             rested=self._rested,
         )
+        self._callers = Callers(self._tables, self._worker)
         self._events = EventStreams()
         self._reconciler = Reconciler(
             host, guest, self._tables.disks, self._worker, self._events.tell
@@ -227,9 +228,9 @@ class Manager:
 
     def _take_up(self, disks: Iterable[DiskState], seen: Seen) -> Findings:
         """Go on with what an earlier Manager had; in what that is not as it was."""
-        for disk in disks:
-            for grant in disk.grants.values():
-                base.adopt_grant(self._host, disk.attachment.disk, grant.vm_id, grant.plan)
+        grants = [(grant, disk.attachment.disk) for disk in disks for grant in disk.grants.values()]
+        for grant, of_disk in sorted(grants, key=lambda one: one[0].since):
+            base.adopt_grant(self._host, of_disk, grant.vm_id, grant.plan)
         if self._brought:
             self._recorder.bring(disks)
         else:
@@ -253,7 +254,8 @@ class Manager:
             await self._reconciler.stop()
             if is_handed_over:
                 return
-            await self._let_go(() if self._survives else list(self._tables.mounts))
+            handles = () if self._survives else list(self._tables.mounts)
+            await self._callers.let_go(handles, until_idle=self._survives)
         except asyncio.CancelledError:
             self._halt()
             raise
@@ -399,7 +401,7 @@ class Manager:
             # Identified anew each time: after a wait the path may name another file.
             disk, handle = self._tables.decide(ask(), vm_id, path, config, answer, holder)
             try:
-                await self._answered(disk, answer)
+                await self._callers.answered(disk, answer)
             except asyncio.CancelledError:
                 if handle is not None and not handle.is_gone:
                     wants.drop(handle)
@@ -413,17 +415,6 @@ class Manager:
         is_needed = self._survives or self._brought
         if is_needed and not key.has_seal(self._recorder.salt):
             await asyncio.to_thread(key.seal, self._recorder.salt)
-
-    async def _answered(self, disk: DiskState, answer: asyncio.Future[None]) -> None:
-        """Have the worker look at a disk whose wants changed, and wait for the answer."""
-        self._worker.wake(disk)
-        try:
-            await answer
-        except asyncio.CancelledError:
-            if answer.done() and not answer.cancelled():
-                answer.exception()  # meant for a caller that is gone: no news to anybody
-            self._worker.wake(disk)
-            raise
 
     def _publish(self, handle: Handle) -> Mount:
         if handle.is_gone:  # the Manager was left before the caller had its turn
@@ -442,22 +433,11 @@ class Manager:
 
     async def _release(self, handle: Handle) -> None:
         self._check_ours()
-        await self._give_back(handle)
+        await self._callers.give_back(handle)
 
     def _check_ours(self) -> None:
         if self._phase is _Phase.FROZEN or (self._survives and self._phase is _Phase.LEFT):
             raise self._not_open()
-
-    async def _give_back(self, handle: Handle) -> None:
-        while handle.is_releasing:  # somebody else is at it
-            await asyncio.wait([cast("asyncio.Future[None]", handle.answer)])
-        if handle.is_gone:
-            raise AlreadyReleasedError(
-                "the mount was released before: nothing is left to give back"
-            )
-        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        wants.ask_release(handle, answer)
-        await self._answered(handle.disk, answer)
 
     async def release_all(self) -> None:
         """Release every Mount and clean up whatever nobody owns, after waiting for it.
@@ -470,7 +450,7 @@ class Manager:
         if self._phase in (_Phase.NEW, _Phase.ENTERING):
             raise self._not_open()
         self._check_ours()
-        await self._let_go(list(self._tables.mounts))
+        await self._callers.let_go(list(self._tables.mounts), until_idle=self._survives)
 
     async def release_owner(self, owner: str) -> None:
         """Release every Mount that is held for this owner; one that has none of them is fine.
@@ -492,7 +472,7 @@ class Manager:
             ),
             return_exceptions=True,
         )
-        _raise_all(outcomes, f"not all of {owner!r} could be released: release_owner() again")
+        raise_all(outcomes, f"not all of {owner!r} could be released: release_owner() again")
 
     def dead_owners(self) -> tuple[str, ...]:
         """The owners that are processes, hold something, and have ended: `release_owner` them."""
@@ -524,7 +504,7 @@ class Manager:
                 disk.grants.clear()
             wants.forget(disk, "the VM is gone")
             self._worker.wake(disk)
-        await self._let_go(())
+        await self._callers.let_go((), until_idle=True)
         self._recorder.catch_up()
 
     async def _check_gone(self) -> None:
@@ -536,37 +516,6 @@ class Manager:
         except VMGoneError:
             return
         raise HotlunError("the VM still runs, or nobody can tell: release_all(), or force it")
-
-    async def _let_go(self, handles: Iterable[Handle]) -> None:
-        """Release these, and undo what nobody owns; wait for what is under way."""
-        orphans = list(self._tables.orphans())
-        outcomes = await asyncio.gather(
-            *(self._give_back(handle) for handle in handles),
-            *(self._finish(thing, disk) for thing, disk in orphans),
-            return_exceptions=True,
-        )
-        tried = {thing for thing, _ in orphans}
-        outcomes += await asyncio.gather(  # what came to have no owner meanwhile
-            *(
-                self._finish(thing, disk)
-                for thing, disk in self._tables.orphans()
-                if thing not in tried
-            ),
-            return_exceptions=True,
-        )
-        if self._survives:
-            await self._worker.idle()
-        _raise_all(
-            outcomes,
-            "not everything could be released: slots() tells what is left, "
-            "and release_all() can be called again",
-        )
-
-    async def _finish(self, thing: DiskState | MountState, disk: DiskState) -> None:
-        """Undo what nobody owns, unless somebody comes to own it meanwhile."""
-        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        wants.wait_for(thing, disk, answer)
-        await self._answered(disk, answer)
 
     # --- What others do to the disks ---
 
@@ -659,20 +608,3 @@ class Manager:
         """The worker has no step to take for the disk."""
         self._recorder.write_late(disk)
         self._reconciler.rested(disk)
-
-
-def _raise_all(outcomes: Iterable[object], message: str) -> None:
-    """All errors together; of a VM that is gone one is enough.
-
-    Raises:
-        ExceptionGroup: if there are any.
-    """
-    errors = [
-        error
-        for error in outcomes
-        if isinstance(error, Exception) and not isinstance(error, AlreadyReleasedError)
-    ]
-    gone = [error for error in errors if isinstance(error, VMGoneError)]
-    errors = [error for error in errors if error not in gone[1:]]
-    if errors:
-        raise ExceptionGroup(message, errors)

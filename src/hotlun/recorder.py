@@ -192,7 +192,7 @@ def record_of(disk: DiskState) -> DiskRecord:
         fact=_certain(disk, disk),
         reason=disk.reason,
         grants=tuple(
-            GrantRecord(grant.vm_id, _certain(disk, grant), grant.plan)
+            GrantRecord(grant.vm_id, _certain(disk, grant), grant.plan, grant.since)
             for grant in disk.grants.values()
         ),
         mounts=tuple(
@@ -237,7 +237,7 @@ def disk_of(record: DiskRecord) -> DiskState:
     disk.closing = record.fact is not Fact.YES
     for grant in record.grants:
         state = disk.grants[grant.vm_id] = GrantState(grant.vm_id)
-        state.fact, state.plan = grant.fact, grant.plan
+        state.fact, state.plan, state.since = grant.fact, grant.plan, grant.since
     mounts: dict[str | None, MountState] = {}
     held_paths = {holder.path for holder in record.holders}
     for mount in record.mounts:

@@ -33,11 +33,12 @@ _PLAIN: Final = frozenset(f.name for f in fields(MountConfig) if f.init) - {"key
 
 @dataclass(frozen=True, slots=True)
 class GrantRecord:
-    """Access of a VM to the disk; `plan` is the host backend's own."""
+    """Access of a VM to the disk; `plan` is the host backend's own, made at `since`."""
 
     vm_id: str
     fact: Fact
     plan: str = ""
+    since: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ class DiskRecord:
             "identity": self.identity,
             "fact": self.fact,
             "reason": self.reason,
-            "grants": [[g.vm_id, g.fact, g.plan] for g in self.grants],
+            "grants": [[g.vm_id, g.fact, g.plan, g.since] for g in self.grants],
             "mounts": [
                 [m.path, m.fact, m.is_due, _config_document(m.config, salt)] for m in self.mounts
             ],
@@ -136,7 +137,10 @@ class DiskRecord:
             identity=(sort, one, other),
             fact=Fact(document["fact"]),
             reason=document["reason"],
-            grants=tuple(GrantRecord(v, Fact(f), plan) for v, f, plan in document["grants"]),
+            grants=tuple(
+                GrantRecord(vm_id, Fact(fact), plan, since)
+                for vm_id, fact, plan, since in document["grants"]
+            ),
             mounts=tuple(
                 MountRecord(path, _config(config), Fact(fact), is_due)
                 for path, fact, is_due, config in document["mounts"]

@@ -51,13 +51,15 @@ _ANSWERED = _Answered()
 class GrantState(Thing):
     """The access of one VM to the disk."""
 
-    __slots__ = ("plan", "vm_id")
+    __slots__ = ("plan", "since", "vm_id")
 
     def __init__(self, vm_id: str) -> None:
         super().__init__(Kind.GRANT)
         self.vm_id = vm_id
         self.plan = ""
         """What it changes, in the host backend's own words."""
+        self.since = 0
+        """When that was planned, in nanoseconds since the epoch: plans build on each other."""
 
 
 class MountState(Thing):

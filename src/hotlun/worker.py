@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from hotlun import lifecycle
@@ -102,6 +103,7 @@ class Worker:
             if step.action is Action.GRANT and isinstance(step.thing, GrantState):
                 plan = base.plan_grant(self._host, disk.attachment.disk, step.thing.vm_id)
                 step.thing.plan = plan or step.thing.plan
+                step.thing.since = step.thing.since or time.time_ns()
             self._record(disk)
             await self._perform(disk, step)
         except SlotTakenError as error:

@@ -12,10 +12,14 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any
 
+from hotlun.backends import base
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hotlun import Attachment, Disk, GuestBackend, GuestMount, HostBackend
+    from hotlun.backends.base import Listener
+    from hotlun.events import Event
     from hotlun.journal import Journal
 
 
@@ -112,7 +116,18 @@ class _Fused:
         self._fuse = fuse
 
     def __getattr__(self, name: str) -> Any:
+        if self._fuse.is_blown:
+            raise Killed(name)
         return getattr(self._backend, name)
+
+    def watch(self, listener: Listener) -> Callable[[], None]:
+        """The dead hear nothing."""
+
+        def alive(event: Event) -> None:
+            if not self._fuse.is_blown:
+                listener(event)
+
+        return base.watch(self._backend, alive)
 
     async def _call(self, name: str, *arguments: object) -> None:
         self._fuse.point(f"before {name}")

@@ -22,7 +22,7 @@ LAYERS = (
     {"wants", "slots", "guest_paths", "records", "event_streams"},
     {"lifecycle", "attachments", "mounts", "recorder", "reconciliation"},
     {"worker", "mount_handle", "tables"},
-    {"reconciler", "handover"},
+    {"reconciler", "handover", "callers"},
     {"manager"},
 )
 """The core, from the bottom: a module imports from lower layers and its own only."""

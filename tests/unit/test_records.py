@@ -52,7 +52,9 @@ RECORDS = st.builds(
         st.tuples(st.just("path"), TEXT, st.just("")),
     ),
     fact=FACTS,
-    grants=st.lists(st.builds(GrantRecord, TEXT, FACTS, TEXT), max_size=2).map(tuple),
+    grants=st.lists(
+        st.builds(GrantRecord, TEXT, FACTS, TEXT, st.integers(0, 1 << 62)), max_size=2
+    ).map(tuple),
     mounts=st.lists(st.builds(MountRecord, TEXT, CONFIGS, FACTS), max_size=2).map(tuple),
     holders=st.lists(
         st.builds(

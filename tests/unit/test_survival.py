@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
     from pathlib import Path
 
-    from hotlun import Mount
+    from hotlun import Disk, Mount
     from hotlun.journal import Journal
 
 T = TypeVar("T")
@@ -144,6 +144,23 @@ class TestHandlesSurvive:
             assert vm.host.count("grant_access") == 2
         await vm.assert_drained()
         assert vm.host.effects["revoke_access"] == 2
+
+    async def test_grants_are_adopted_in_the_order_in_which_they_were_made(
+        self, memory_vm: Host, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also across disks: what one was to change is told of what the others had changed."""
+        adopted = []
+
+        def adopt(disk: Disk, vm_id: str, plan: str) -> None:
+            adopted.append((disk.path, vm_id))
+
+        async with memory_vm.manager() as manager:
+            for path, vm_id in ((A, "one"), (B, "one"), (A, "two")):
+                await manager.add_virtual_disk(path, vm_id=vm_id)
+        monkeypatch.setattr(memory_vm.host, "adopt_grant", adopt, raising=False)
+        async with memory_vm.manager():
+            assert adopted == [(A, "one"), (B, "one"), (A, "two")]
+        await memory_vm.assert_drained()
 
     async def test_a_key_is_known_again_and_written_nowhere(self, tmp_path: Path) -> None:
         """An add with the same key shares the mount, with another it conflicts."""

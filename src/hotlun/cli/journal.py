@@ -60,6 +60,7 @@ def forget(path: str, yes: bool) -> None:
             click.confirm(f"Has the VM ended that had {len(records)} disks?", abort=True)
         access = AccessGrants()
         granted = [(record.disk, grant) for record in records for grant in record.grants]
+        granted.sort(key=lambda one: one[1].since)
         for disk, grant in granted:
             access.adopt(disk, grant.vm_id, grant.plan)
         for disk, grant in granted:
