@@ -7,9 +7,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from hotlun import record_checks
 from hotlun.attachments import identify
 from hotlun.host_paths import moved
 from hotlun.model import DiskKind
@@ -17,11 +19,12 @@ from hotlun.recorder import record_of
 from hotlun.records import DiskRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from hotlun.tables import Tables
 
 VERSION: Final = 1
+
+_ARGUMENTS: Final = {"controllers": int, "luns_per_controller": int, "guest_mount_format": str}
+"""What goes along of a Manager's arguments."""
 
 
 def written(tables: Tables, salt: bytes) -> dict[str, Any]:
@@ -45,8 +48,7 @@ async def seal(tables: Tables, salt: bytes) -> None:
 
 def arguments(document: Mapping[str, Any]) -> dict[str, Any]:
     """What the Manager was made with, for the one that goes on."""
-    names = ("controllers", "luns_per_controller", "guest_mount_format")
-    return {name: document[name] for name in names}
+    return {name: document[name] for name in _ARGUMENTS}
 
 
 def read(document: Mapping[str, Any], paths: Mapping[str, str]) -> tuple[DiskRecord, ...]:
@@ -56,16 +58,21 @@ def read(document: Mapping[str, Any], paths: Mapping[str, str]) -> tuple[DiskRec
         paths: see `host_paths.moved`.
 
     Raises:
-        ValueError: it is no such document, or one of a newer hotlun.
+        ValueError: it is no such document, or one of a newer hotlun; or two of its disks
+            are one file here.
     """
+    if not isinstance(document, Mapping):
+        raise ValueError(f"no saved Manager, which is a mapping: {type(document).__name__}")
     version = document.get("hotlun")
     if version != VERSION:
         raise ValueError(f"no saved Manager that this hotlun can read: its version is {version!r}")
     if not isinstance(document.get("disks"), list) or any(
-        name not in document for name in ("controllers", "luns_per_controller")
+        type(document.get(name)) is not kind for name, kind in _ARGUMENTS.items()
     ):
         raise ValueError("no saved Manager: something is missing in it")
-    return tuple(_here(DiskRecord.from_document(disk), paths) for disk in document["disks"])
+    records = tuple(_here(DiskRecord.from_document(disk), paths) for disk in document["disks"])
+    record_checks.check(records)
+    return records
 
 
 def _here(record: DiskRecord, paths: Mapping[str, str]) -> DiskRecord:

@@ -42,6 +42,19 @@ class Owner(NamedTuple):
             raise ValueError(f"no process {pid} runs here to be an owner")
         return cls(f"pid:{pid}", born)
 
+    @classmethod
+    def read(cls, name: object, born: object) -> Owner:
+        """What was written down of one.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if not isinstance(name, str) or (born is not None and type(born) is not int):
+            raise ValueError("an owner that is none")
+        if born is not None and not re.fullmatch(r"pid:[0-9]{1,20}", name):
+            raise ValueError(f"an owner that was born and is no process: {name[:40]!r}")
+        return cls(name, born)
+
     def has_ended(self) -> bool:
         """Whether it is a process, and that has ended."""
         return self.born is not None and _birth(int(self.name[len("pid:") :])) != self.born

@@ -13,6 +13,7 @@ import logging
 import secrets
 from typing import TYPE_CHECKING
 
+from hotlun import record_checks
 from hotlun.errors import JournalError
 from hotlun.facts import TABLE, Fact
 from hotlun.model import Attachment
@@ -171,13 +172,15 @@ def understood(documents: Iterable[str], name: str) -> tuple[DiskRecord, ...]:
         JournalError: one of them is none that this hotlun understands.
     """
     try:
-        return tuple(DiskRecord.from_text(document) for document in documents)
+        records = tuple(DiskRecord.from_text(document) for document in documents)
+        record_checks.check(records)
     except ValueError as error:
         raise JournalError(
             f"{name} holds what cannot be understood: {error}; it is left as it is: use the "
             "hotlun that wrote it",
             operation="journal",
         ) from error
+    return records
 
 
 def record_of(disk: DiskState) -> DiskRecord:

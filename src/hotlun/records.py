@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from hotlun.facts import Fact
-from hotlun.model import Disk, DiskKind, MountConfig, Secret, Slot, Verity
+from hotlun.model import Attachment, Disk, DiskKind, MountConfig, Secret, Slot, Verity
 from hotlun.owners import Owner
 from hotlun.secret import Seal
 
@@ -28,7 +28,11 @@ VERSION: Final = 1
 Identity = tuple[str, int | str, int | str]
 """What makes two disks the same: a sort of name, and two parts of it."""
 
-_PLAIN: Final = frozenset(f.name for f in fields(MountConfig) if f.init) - {"key", "verity"}
+_PLAIN: Final = {
+    f.name: f.default for f in fields(MountConfig) if f.init and f.name not in ("key", "verity")
+}
+"""With their defaults, which say what type each is of."""
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,24 +133,33 @@ class DiskRecord:
     def _read(cls, document: Mapping[str, Any]) -> DiskRecord:
         path, kind, read_only, provider, image_format = document["disk"]
         sort, one, other = document["identity"]
+        controller, lun = document["slot"]
+        disk = Disk(path, DiskKind(kind), _a(bool, read_only), provider, image_format)
+        place = Attachment(Slot(_a(int, controller), _a(int, lun)), disk, document["serial"])
         return cls(
-            serial=document["serial"],
-            slot=Slot(*document["slot"]),
-            is_vacated=document["vacated"],
-            disk=Disk(path, DiskKind(kind), read_only, provider, image_format),
-            identity=(sort, one, other),
+            serial=place.serial,
+            slot=place.slot,
+            is_vacated=_a(bool, document["vacated"]),
+            disk=disk,
+            identity=(_a(str, sort), _name(one), _name(other)),
             fact=Fact(document["fact"]),
-            reason=document["reason"],
+            reason=_a(str, document["reason"]),
             grants=tuple(
-                GrantRecord(vm_id, Fact(fact), plan, since)
+                GrantRecord(_a(str, vm_id), Fact(fact), _a(str, plan), _a(int, since))
                 for vm_id, fact, plan, since in document["grants"]
             ),
             mounts=tuple(
-                MountRecord(path, _config(config), Fact(fact), is_due)
+                MountRecord(_a(str, path), _config(config), Fact(fact), _a(bool, is_due))
                 for path, fact, is_due, config in document["mounts"]
             ),
             holders=tuple(
-                HolderRecord(name, number, Owner(owner, born), path, lost)
+                HolderRecord(
+                    _a(str, name),
+                    _a(int, number),
+                    Owner.read(owner, born),
+                    None if path is None else _a(str, path),
+                    _a(str, lost),
+                )
                 for name, number, owner, born, path, lost in document["holders"]
             ),
         )
@@ -162,7 +175,11 @@ class DiskRecord:
         Raises:
             ValueError: it is no such text, or a newer hotlun's.
         """
-        return cls.from_document(json.loads(text))
+        try:
+            document = json.loads(text)
+        except (TypeError, RecursionError) as error:
+            raise ValueError(f"no record of a disk ({error!r})") from error
+        return cls.from_document(document)
 
 
 def salt_of(records: tuple[DiskRecord, ...]) -> bytes | None:
@@ -192,9 +209,28 @@ def _config_document(config: MountConfig, salt: bytes) -> dict[str, Any]:
 
 def _config(document: Mapping[str, Any]) -> MountConfig:
     members = dict(document)
+    for name in members.keys() & _PLAIN.keys():
+        default = _PLAIN[name]
+        _a(list if isinstance(default, tuple) else type(default), members[name])
     if "key" in members:
         salt, digest = members["key"]
         members["key"] = Secret.sealed(Seal(bytes.fromhex(salt), bytes.fromhex(digest)))
     if "verity" in members:
         members["verity"] = Verity(*members["verity"])
     return MountConfig(**members)
+
+
+def _a(kind: type[_T], value: Any) -> _T:
+    """The value, if it is of exactly this type: to JSON a bool is no number.
+
+    Raises:
+        TypeError: it is of another one.
+    """
+    if type(value) is not kind:
+        raise TypeError(f"{str(value)[:40]!r} where a {kind.__name__} was to be")
+    return value
+
+
+def _name(value: Any) -> int | str:
+    """A part of what a disk is known by."""
+    return _a(str, value) if isinstance(value, str) else _a(int, value)

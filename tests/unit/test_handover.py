@@ -243,10 +243,32 @@ def test_where_a_path_has_moved(path: str, there: str) -> None:
     assert moved(path, {"/a": "/x", "/a/c.img": "/y", "/a/d": "/z"}) == there
 
 
+async def test_two_disks_that_are_one_file_there(tmp_path: Path) -> None:
+    """Attached twice already, it cannot be taken for one: that is refused."""
+    vm = VM()
+    async with vm.manager:
+        for path in (A, B):
+            await vm.add(path, EXT4)
+        document = await vm.manager.save()
+        (tmp_path / "image").touch()
+        paths = dict.fromkeys((A, B), str(tmp_path / "image"))
+        with pytest.raises(ValueError, match="the same file"):
+            Manager.restore(document, vm.host, vm.guest, paths=paths)
+        vm.manager.thaw()
+        await vm.manager.release_all()
+    vm.assert_backends_empty()
+
+
 @pytest.mark.parametrize(
-    "document", [{}, {"hotlun": 2}, {"hotlun": 1}, {"hotlun": 1, "disks": [{}]}], ids=str
+    "document",
+    [
+        *({}, {"hotlun": 2}, {"hotlun": 1}, {"hotlun": 1, "disks": [{}]}, [], None),
+        {"hotlun": 1, "controllers": "4", "luns_per_controller": 64, "disks": []},
+        {"hotlun": 1, "controllers": 4, "luns_per_controller": 64, "disks": []},
+    ],
+    ids=str,
 )
-def test_what_is_no_saved_manager(document: dict[str, Any]) -> None:
+def test_what_is_no_saved_manager(document: Any) -> None:
     """It is refused before anything is made of it."""
     vm = VM()
     with pytest.raises(ValueError, match=r"no saved Manager|version"):

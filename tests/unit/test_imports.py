@@ -19,7 +19,7 @@ LAYERS = (
     {"mount_config"},
     {"model"},
     {"backends.base", "facts", "events", "journal"},
-    {"wants", "slots", "guest_paths", "records", "event_streams"},
+    {"wants", "slots", "guest_paths", "records", "record_checks", "event_streams"},
     {"lifecycle", "attachments", "mounts", "recorder", "reconciliation"},
     {"worker", "mount_handle", "tables"},
     {"reconciler", "handover", "callers"},

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotlun import Disk, DiskKind, ImageFormat, MountConfig, Secret, Slot, Verity
+from hotlun import Disk, DiskKind, ImageFormat, MountConfig, Secret, Slot, Verity, record_checks
 from hotlun.facts import Fact
 from hotlun.owners import NOBODY, Owner
 from hotlun.records import DiskRecord, GrantRecord, HolderRecord, MountRecord, salt_of
@@ -107,6 +107,13 @@ GOOD = json.loads(
 )
 
 
+OTHER: dict[str, Any] = {
+    "serial": "h9",
+    "identity": ["path", "/e", ""],
+    "disk": ["/e", "VirtualDisk", False, "", None],
+}
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -119,10 +126,28 @@ GOOD = json.loads(
         {"identity": ["path"]},
         {"fact": "perhaps"},
         {"grants": [["vm"]]},
-        {"mounts": [["/m", "yes", {"partition": -1}]]},
-        {"mounts": [["/m", "yes", {"colour": "red"}]]},
-        {"mounts": [["/m", "yes", {"encrypted": True, "key": ["zz", "zz"]}]]},
+        {"mounts": [["/m", "yes", False, {"partition": -1}]]},
+        {"mounts": [["/m", "yes", False, {"colour": "red"}]]},
+        {"mounts": [["/m", "yes", False, {"encrypted": True, "key": ["zz", "zz"]}]]},
+        {"mounts": [["/m", "yes", False, {"partition": 1.5}]]},
+        {"mounts": [["/m", "yes", False, {"partition": True}]]},
+        {"mounts": [["/m", "yes", False, {"options": "ro"}]]},
+        {"mounts": [[7, "yes", False, {}]]},
+        {"mounts": [["/m", "yes", {}]]},
         {"mounts": 5},
+        {"slot": [0.5, 1]},
+        {"slot": [True, 1]},
+        {"serial": "UPPER"},
+        {"serial": 5},
+        {"vacated": "no"},
+        {"identity": ["path", ["/d"], ""]},
+        {"reason": None},
+        {"grants": [["vm", "yes", 5]]},
+        {"holders": [["h2", "first", "", None, None, ""]]},
+        {"holders": [["h2", 0, "me", 5, None, ""]]},
+        {"holders": [["h2", 0, "pid:", 5, None, ""]]},
+        {"holders": [["h2", 0, "pid:7", "x", None, ""]]},
+        {"holders": [["h2", 0, "", None, 5, ""]]},
         {"holders": [["h2"]]},
         {"holders": None},
     ],
@@ -135,8 +160,42 @@ def test_what_is_no_record(change: dict[str, Any]) -> None:
         DiskRecord.from_document({**GOOD, **change})
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "5", "null", '"x"'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "5", "null", '"x"', 5, "[" * 100_000])
 def test_what_is_no_document(text: str) -> None:
     """Nor is this one."""
     with pytest.raises(ValueError, match=r"Expecting|no record|version"):
         DiskRecord.from_text(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({}, "same serial"),
+        ({"serial": "h9"}, "same file"),
+        ({"serial": "h9", "identity": ["path", "/e", ""]}, "same path"),
+        (OTHER, "same slot"),
+        ({**OTHER, "slot": [0, 1]}, "same guest path"),
+        ({**OTHER, "slot": [0, 1], "mounts": []}, "same holder"),
+        ({**OTHER, "slot": [0, 1], "mounts": [], "holders": []}, None),
+        ({**OTHER, "vacated": True, "fact": "no", "mounts": [], "holders": []}, None),
+        ({**OTHER, "vacated": True}, "without a slot"),
+        ({"grants": [["vm", "unplugged", ""]]}, "no grant .* is ever"),
+        ({"grants": [["vm", "yes", ""], ["vm", "no", ""]]}, "two grants"),
+        ({"mounts": [["/m", "yes", False, {}], ["/n", "yes", False, {}]]}, "two guest mounts"),
+        (
+            {"mounts": [["/m", "yes", False, {}], ["/m", "yes", False, {"partition": 1}]]},
+            "two guest paths",
+        ),
+        ({"holders": [["h2", 0, "", None, "/m", ""]] * 2}, "two holders"),
+    ],
+    ids=str,
+)
+def test_what_cannot_all_be_true(change: dict[str, Any], problem: str | None) -> None:
+    """Two disks do not share what only one can have, and none is in a state that there is not."""
+    first, second = (DiskRecord.from_document({**GOOD, **more}) for more in ({}, change))
+    record_checks.check([first])
+    if problem is None:
+        record_checks.check([first, second])
+        return
+    with pytest.raises(ValueError, match=problem):
+        record_checks.check([first, second])

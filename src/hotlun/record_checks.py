@@ -1,0 +1,65 @@
+"""What must hold of all records of one VM together, before anything is made of them.
+
+A journal is our own text, and is read as if it were not: two disks in one slot, or a
+mount without a path of its own, would be given back twice.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hotlun.facts import TABLE, Fact, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable
+
+    from hotlun.records import DiskRecord
+
+
+def check(records: Iterable[DiskRecord]) -> None:
+    """Whether they can all be true at once.
+
+    Raises:
+        ValueError: two of them have what only one can have, or one is in a state that
+            there is not; it says which.
+    """
+    seen: dict[tuple[str, Hashable], DiskRecord] = {}
+    for record in records:
+        _check_facts(record)
+        for name, parts in (
+            ("grants", [grant.vm_id for grant in record.grants]),
+            ("guest mounts", [mount.config for mount in record.mounts]),
+            ("guest paths", [mount.path for mount in record.mounts]),
+            ("holders", [holder.id for holder in record.holders]),
+        ):
+            if len(set(parts)) < len(parts):
+                raise ValueError(f"two {name} of {record.disk} are the same")
+        for what in _its_own(record):
+            other = seen.setdefault(what, record)
+            if other is not record:
+                raise ValueError(f"{other.disk} and {record.disk} have the same {what[0]}")
+
+
+def _its_own(record: DiskRecord) -> Iterable[tuple[str, Hashable]]:
+    """What no other disk has."""
+    yield "serial", record.serial
+    yield "file", record.identity
+    if not record.disk.provider:
+        yield "path", record.disk.path
+    if not record.is_vacated:
+        yield "slot", record.slot
+    yield from (("guest path", mount.path) for mount in record.mounts)
+    yield from (("holder", holder.id) for holder in record.holders)
+
+
+def _check_facts(record: DiskRecord) -> None:
+    of_parts = [
+        (Kind.ATTACHMENT, record.fact),
+        *((Kind.GRANT, grant.fact) for grant in record.grants),
+        *((Kind.GUEST_MOUNT, mount.fact) for mount in record.mounts),
+    ]
+    for kind, fact in of_parts:
+        if fact not in TABLE[kind]:
+            raise ValueError(f"no {kind} of {record.disk} is ever {fact!r}")
+    if record.is_vacated and record.fact is not Fact.NO:
+        raise ValueError(f"{record.disk} is attached without a slot")
