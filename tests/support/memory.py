@@ -33,6 +33,8 @@ class VM:
         self.guest = MemoryGuestBackend(self.host)
         self.guest.calls = self.host.calls  # one order over both
         self.manager = Manager(self.host, self.guest, **manager_arguments)
+        # What is found out by itself after a second would depend on how fast this machine is.
+        self.manager._reconciler.first_pause = 3600
 
     async def __aenter__(self) -> Self:
         await self.manager.__aenter__()

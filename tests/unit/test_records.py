@@ -179,8 +179,8 @@ def test_what_is_no_document(text: str) -> None:
         ({**OTHER, "slot": [0, 1], "mounts": [], "holders": []}, None),
         ({**OTHER, "vacated": True, "fact": "no", "mounts": [], "holders": []}, None),
         ({**OTHER, "vacated": True}, "without a slot"),
-        ({"grants": [["vm", "unplugged", ""]]}, "no grant .* is ever"),
-        ({"grants": [["vm", "yes", ""], ["vm", "no", ""]]}, "two grants"),
+        ({"grants": [["vm", "unplugged", "", 0]]}, "no grant .* is ever"),
+        ({"grants": [["vm", "yes", "", 0], ["vm", "no", "", 1]]}, "two grants"),
         ({"mounts": [["/m", "yes", False, {}], ["/n", "yes", False, {}]]}, "two guest mounts"),
         (
             {"mounts": [["/m", "yes", False, {}], ["/m", "yes", False, {"partition": 1}]]},
