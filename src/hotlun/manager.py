@@ -29,7 +29,7 @@ from hotlun.events import ConnectionRestored, GuestReset, VMResumed
 from hotlun.model import MountConfig, Slot
 from hotlun.mount_handle import Mount
 from hotlun.mounts import MountTable
-from hotlun.owners import Owner
+from hotlun.owners import Owner, this_process
 from hotlun.reconciler import Reconciler, judge_all
 from hotlun.recorder import Recorder, disk_of
 from hotlun.slots import SlotTable
@@ -456,7 +456,8 @@ class Manager:
         """Release every Mount that is held for this owner; one that has none of them is fine.
 
         Args:
-            owner: as it was given when they were added, or as `Mount.owner` has it.
+            owner: as it was given when they were added, or as `Mount.owner` has it. Of
+                processes with this number, one that has ended goes first.
 
         Raises:
             NotInitializedError: the Manager has not been entered, or was left.
@@ -464,14 +465,11 @@ class Manager:
         """
         if self._phase is not _Phase.ENTERED:
             raise self._not_open()
-        outcomes = await asyncio.gather(
-            *(
-                self._release(handle)
-                for handle in self._tables.mounts
-                if handle.owner.name == owner
-            ),
-            return_exceptions=True,
-        )
+        name = this_process() if owner == "pid:" else owner
+        held = [handle for handle in self._tables.mounts if handle.owner.name == name]
+        # A process that has ended does not take the Mounts of one that has its number now.
+        held = [handle for handle in held if handle.owner.has_ended()] or held
+        outcomes = await asyncio.gather(*map(self._release, held), return_exceptions=True)
         raise_all(outcomes, f"not all of {owner!r} could be released: release_owner() again")
 
     def dead_owners(self) -> tuple[str, ...]:

@@ -60,6 +60,11 @@ class Owner(NamedTuple):
         return self.born is not None and _birth(int(self.name[len("pid:") :])) != self.born
 
 
+def this_process() -> str:
+    """The name of this process as an owner."""
+    return f"pid:{os.getpid()}"
+
+
 NOBODY = Owner()
 """Of a Mount that was added without saying whom it is for."""
 

@@ -512,6 +512,32 @@ class TestOwners:
             assert len(manager.mounts) == 2
         await vm.assert_drained()
 
+    async def test_this_process(self, vm: Host) -> None:
+        """By the name that it was given, too."""
+        async with vm.manager() as manager:
+            await manager.add_virtual_disk(A, owner="pid:")
+            await manager.release_owner("pid:")
+            assert manager.mounts == ()
+        await vm.assert_drained()
+
+    async def test_a_number_that_is_used_again(self, memory_vm: Host) -> None:
+        """What the process before it left is released, and not what is its own."""
+        async with memory_vm.manager() as manager:
+            for path in (A, B):
+                await manager.add_virtual_disk(path, owner="pid:")
+        journal = memory_vm.journal
+        assert isinstance(journal, MemoryJournal)
+        for name, text in journal._documents.items():
+            if A in name:
+                record = json.loads(text)
+                record["holders"][0][3] -= 1  # born before
+                journal._documents[name] = json.dumps(record)
+        async with memory_vm.manager() as manager:
+            for owner in manager.dead_owners():
+                await manager.release_owner(owner)
+            assert [mount.disk.path for mount in manager.mounts] == [B]
+        await memory_vm.assert_drained()
+
     async def test_a_wrong_owner_is_refused_first(self, vm: Host) -> None:
         """Before anything is touched."""
         async with vm.manager() as manager:
