@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -56,3 +59,17 @@ async def test_a_soak_leaves_nothing_to_grow(tmp_path: Path) -> None:
     assert result.after.tasks <= result.before.tasks
     assert result.after.mebibytes < result.before.mebibytes + GROWTH
     assert result.guest_after < result.guest_before + GUEST_GROWTH
+
+
+def test_the_command_prints_figures() -> None:
+    """And its exit status says whether all was as it must be."""
+    done = subprocess.run(
+        [sys.executable, "-m", "torture", "3", "2", "--faults", "0", "--soak", "40"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "killed, seed 3: 2 rounds, 0 failed" in done.stdout
+    assert "soak: 40 operations from 16 tasks" in done.stdout
