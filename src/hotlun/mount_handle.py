@@ -70,7 +70,7 @@ class Mount:
         """
         await self._release(self._handle)
         if self.lost:
-            _log.warning("released %r: what was written to it last may be lost", self)
+            _log.warning("released %r", self)
 
     async def __aenter__(self) -> Self:
         return self
