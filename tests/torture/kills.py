@@ -100,6 +100,9 @@ async def _drain(vm: Machine, journal: Path, figures: Figures) -> None:
                 # One that was being released has let go of its mount, and a guest that scans its
                 # bus for another disk finds the device again: it is not shared any more.
                 assert not mount.lost or "its release had begun" in mount.lost, f"{mount!r}"
+                held = mount._handle.mount
+                if held is None or held.closing:  # or of which the agent is still at the unmount
+                    continue
                 if mount.guest_path and mount.config and not mount.config.block_device:
                     assert seen.mount_at(mount.guest_path) is not None, f"{mount!r} is not there"
             await manager.release_all()
