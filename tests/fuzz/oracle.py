@@ -169,7 +169,8 @@ def _check_properties(request: Cut, document: dict[str, Any]) -> None:
     disks = found.objects("Disks")
     assert len(disks) == len(asked) <= messages.MAX_SURVEYED_DISKS, "other disks"
     for disk, wanted in zip(disks, asked, strict=True):
-        assert disk.document.keys() <= {"Device", "Mounts"}
+        assert disk.document.keys() <= {"Device", "Busy", "Mounts"}
+        assert disk.document.get("Busy", True) is True
         device, mounts = disk.string("Device"), disk.booleans("Mounts")
         assert device in ("", *messages.DEVICES), "no such device"
         if mounts:
