@@ -9,7 +9,7 @@ from hotlun import wants
 from hotlun.errors import AlreadyReleasedError, VMGoneError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from hotlun.tables import Tables
     from hotlun.wants import DiskState, Handle, MountState
@@ -22,11 +22,13 @@ class Callers:
     Args:
         tables: where their wants are.
         worker: takes the steps that they want.
+        check_ours: raises `NotInitializedError` once the Mounts are somebody else's.
     """
 
-    def __init__(self, tables: Tables, worker: Worker) -> None:
+    def __init__(self, tables: Tables, worker: Worker, check_ours: Callable[[], None]) -> None:
         self._tables = tables
         self._worker = worker
+        self._check_ours = check_ours
 
     async def answered(self, disk: DiskState, answer: asyncio.Future[None]) -> None:
         """Have the worker look at a disk whose wants changed, and wait for the answer."""
@@ -44,6 +46,7 @@ class Callers:
 
         Raises:
             AlreadyReleasedError: somebody did before.
+            NotInitializedError: the Mounts are not this Manager's any more.
             HotlunError: what the backend raised.
         """
         while handle.is_releasing:  # somebody else is at it
@@ -52,6 +55,7 @@ class Callers:
             raise AlreadyReleasedError(
                 "the mount was released before: nothing is left to give back"
             )
+        self._check_ours()  # the Manager may have been left or saved meanwhile
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         wants.ask_release(handle, answer)
         await self.answered(handle.disk, answer)

@@ -131,7 +131,7 @@ class Manager:
             record=self._recorder.write,
             rested=self._rested,
         )
-        self._callers = Callers(self._tables, self._worker)
+        self._callers = Callers(self._tables, self._worker, self._check_ours)
         self._events = EventStreams()
         self._reconciler = Reconciler(
             host, guest, self._tables.disks, self._worker, self._events.tell

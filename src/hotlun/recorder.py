@@ -113,8 +113,11 @@ class Recorder:
         could stand there in one slot.
 
         Raises:
-            JournalError: it could not be written; it says what it said before.
+            JournalError: it could not be written; it says what it said before. Or the journal
+                was given away already.
         """
+        if self._journal is not None and not self._is_open:
+            raise JournalError("the Manager was left, and its journal closed: enter another one")
         self.catch_up()
         self._write(disk)
 
@@ -128,7 +131,7 @@ class Recorder:
             self._write(disk)
 
     def _write(self, disk: DiskState) -> None:
-        if self._journal is None or not self._is_open:
+        if self._journal is None:
             return
         if disk.is_gone:
             self._remove(disk)
@@ -150,6 +153,8 @@ class Recorder:
         What stands there meanwhile is what might have happened, and is found out by asking. It
         is written before anything else is.
         """
+        if self._journal is None or not self._is_open:
+            return
         try:
             self.write(disk)
         except JournalError as error:

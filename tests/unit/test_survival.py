@@ -207,6 +207,25 @@ class TestHandlesSurvive:
         assert memory_vm.guest.mounted == {}
         await memory_vm.assert_drained()
 
+    async def test_a_second_release_does_not_outlive_the_manager(self, memory_vm: Host) -> None:
+        """It waits for the first; if that is cancelled it is not its turn any more."""
+        manager = await memory_vm.manager().__aenter__()
+        mount = await manager.add_virtual_disk(A, mount=EXT4)
+        gate = memory_vm.guest.stall("unmount")
+        first, second = start(mount.release()), start(mount.release())
+        await gate.reached.wait()
+        leaving = start(manager.__aexit__(None, None, None))
+        await turns()
+        memory_vm.guest.fail("unplug", BackendError("busy"))
+        gate.open()
+        await ended(leaving)
+        with pytest.raises(BackendError, match="busy"):
+            await ended(first)
+        with pytest.raises(NotInitializedError):
+            await ended(second)
+        assert memory_vm.host.attached
+        await memory_vm.assert_drained()
+
     async def test_without_a_journal_leaving_releases(self) -> None:
         """As ever."""
         host = MemoryHostBackend()
