@@ -46,6 +46,8 @@ def next_step(disk: DiskState) -> Step | None:
             return None
     if not has_driver(disk):
         return _unmounting_step(disk)  # the teardown stopped; what nobody owns is undone still
+    if not disk.waiters and any(not handle.is_releasing for handle in disk.handles):
+        return _unmounting_step(disk)  # of a disk that is lost, each gives back its own
     for action in UNDOING:
         for thing in _things(disk, action):
             if thing.allows(action):

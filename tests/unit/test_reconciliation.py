@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.memory import EXT4, FORMATS, UP, VM, A, B, start, turns
+from support.memory import EXT4, FORMATS, UP, VM, XFS, A, B, start, turns
 
 from hotlun import (
     AlreadyReleasedError,
@@ -86,6 +86,19 @@ class TestLost:
         assert vm.status().state is SlotState.FREE
         assert one.lost
         assert "lost: the hypervisor has it no more" in caplog.text
+
+    @pytest.mark.parametrize("order", [1, -1])
+    async def test_one_that_is_mounted_twice(self, vm: VM, order: int) -> None:
+        """A release gives back its own share, and leaves others theirs."""
+        mounts = [await vm.add(A, EXT4), await vm.add(A, XFS)][::order]
+        vm.host.vanish(mounts[0].serial)
+        await settled(vm)
+        vm.said()
+        await mounts[0].release()
+        assert vm.said() == ["unmount"]
+        assert vm.manager.mounts == (mounts[1],)
+        await mounts[1].release()
+        assert vm.said() == ["unmount", "unplug", "detach"]
 
     async def test_an_add_of_it_attaches_it_afresh(self, vm: VM) -> None:
         """After it has cleaned up; the old Mounts have nothing left to give back."""
