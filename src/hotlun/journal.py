@@ -85,7 +85,7 @@ class SQLiteJournal:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = os.path.abspath(os.fspath(path))
+        self._path = os.path.realpath(os.fspath(path))  # one file has one lock, by any name
         self._database: sqlite3.Connection | None = None
         self._lock: int | None = None
 
@@ -199,9 +199,11 @@ class SQLiteJournal:
                     f"is in use by {holder or 'another process'}: end that, or leave its Manager"
                 )
             os.ftruncate(file, 0)
-            os.pwrite(
-                file, f"process {os.getpid()} ({os.path.basename(sys.argv[0])})\n".encode(), 0
-            )
+            name = os.path.basename(sys.argv[0]) if sys.argv else ""
+            os.pwrite(file, os.fsencode(f"process {os.getpid()} ({name})\n"), 0)
+        except OSError as error:
+            os.close(file)
+            raise self._error(f"cannot be locked by {path} ({error.strerror})") from error
         except BaseException:
             os.close(file)
             raise
@@ -234,7 +236,7 @@ if sys.platform == "win32":
         os.lseek(file, 1 << 30, os.SEEK_SET)
         try:
             msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
-        except OSError:
+        except PermissionError:
             return False
         return True
 
@@ -246,6 +248,6 @@ else:
 
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             return False
         return True

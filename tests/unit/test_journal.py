@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import stat
@@ -126,7 +127,36 @@ def test_nobody_else_can_read_it(tmp_path: Path) -> None:
     ours.close()
 
 
+def test_one_file_has_one_lock(tmp_path: Path) -> None:
+    """By whatever name it is opened."""
+    ours = SQLiteJournal(tmp_path / "journal")
+    ours.open()
+    (tmp_path / "link").symlink_to(tmp_path / "journal")
+    with pytest.raises(JournalError, match="is in use"):
+        SQLiteJournal(tmp_path / "link").open()
+    ours.close()
+
+
 class TestBadFiles:
+    @pytest.mark.parametrize("call", ["fcntl.flock", "os.pwrite"])
+    def test_one_that_cannot_be_locked(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+    ) -> None:
+        """By a file system without locks, or without room: nobody is blamed, and nothing kept."""
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.ENOLCK, "no locks or room")
+
+        ours = SQLiteJournal(tmp_path / "journal")
+        files = len(os.listdir("/proc/self/fd"))
+        with monkeypatch.context() as patched:
+            patched.setattr(call, refuse)
+            with pytest.raises(JournalError, match=r"cannot be locked .*no locks or room"):
+                ours.open()
+        assert len(os.listdir("/proc/self/fd")) == files
+        assert ours.open() == []
+        ours.close()
+
     def test_no_database(self, tmp_path: Path) -> None:
         """Something else's file is left as it is."""
         path = tmp_path / "journal"
