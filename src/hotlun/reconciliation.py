@@ -135,6 +135,7 @@ def _unheld(was: Fact, presence: Presence | None) -> Finding:
 def _judge_mounts(disk: DiskState, seen: Seen) -> Iterator[Disagreement]:
     if disk.fact is not Fact.YES or not disk.handles:
         return
+    has_device = seen.guest is not None and disk.attachment.serial in seen.guest.devices
     for mount in list(disk.mounts.values()):
         it = GuestMount(disk.attachment, mount.path, mount.config)
         is_there = None if seen.guest is None else it in seen.guest.mounts
@@ -147,6 +148,8 @@ def _judge_mounts(disk: DiskState, seen: Seen) -> Iterator[Disagreement]:
             mount.is_due = False
             yield _found(disk, Finding.MOUNT_KEPT, Resolution.ADOPTED, mount)
         elif mount.fact is Fact.MAYBE and not mount.is_due:
+            if not has_device:  # what is left of a mount when its disk is pulled is no such mount
+                continue
             for handle in list(mount.handles):
                 handle.mount = None
             mount.handles.clear()

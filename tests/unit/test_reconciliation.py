@@ -279,6 +279,22 @@ class TestUnknownReleases:
         await mount.release()
         assert vm.said() == [*([] if happened else ["unmount"]), "unplug", "detach"]
 
+    async def test_an_unmount_of_a_disk_that_is_pulled_meanwhile(self, vm: VM) -> None:
+        """Between the two askings; what is left of the mount is still to be undone."""
+        mount = await vm.add(A, EXT4)
+        vm.guest.lose("unmount")
+        with pytest.raises(OutcomeUnknownError):
+            await mount.release()
+        gate = vm.guest.stall("survey")
+        reconciling = start(vm.manager.reconcile())
+        await gate.reached.wait()
+        vm.host.vanish(mount.serial)
+        gate.open()
+        assert await reconciling == ()
+        assert await settled(vm) == [(Finding.DISK_GONE, Resolution.LOST)]
+        await mount.release()
+        assert vm.guest.mounted == {}
+
     @pytest.mark.parametrize("happened", [False, True])
     async def test_an_unplug(self, vm: VM, happened: bool) -> None:
         """The guest has the device: it can be shared again. It has let go: it is detached."""
