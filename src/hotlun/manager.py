@@ -224,6 +224,7 @@ class Manager:
                     slot=record.slot,
                     disk=record.disk,
                 )
+        self._recorder.seal_as(records or self._brought)
         return records or self._brought
 
     def _take_up(self, disks: Iterable[DiskState], seen: Seen) -> Findings:

@@ -68,8 +68,11 @@ class Recorder:
         except JournalError:
             self.close()
             raise
-        self.salt = salt_of(records) or self.salt
         return records
+
+    def seal_as(self, records: tuple[DiskRecord, ...]) -> None:
+        """Seal keys with the salt of what there is: one key, one seal."""
+        self.salt = salt_of(records) or self.salt
 
     def close(self) -> None:
         """Nothing is written any more, but for what could not be written before."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -58,6 +60,27 @@ async def test_the_same_mounts_are_there() -> None:
         vm.said()
         await manager.mounts[0].release()
         assert vm.said() == []
+    vm.assert_backends_empty()
+
+
+async def test_a_key_is_sealed_as_over_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same salt, and so in a thread, before it is compared: that takes too long."""
+    vm = VM()
+    async with vm.manager:
+        await vm.add(A, LOCKED)
+        document = await vm.manager.save()
+    main, in_loop = threading.get_ident(), []
+    scrypt = hashlib.scrypt
+
+    def watched(*arguments: Any, **more: Any) -> bytes:
+        in_loop.append(threading.get_ident() == main)
+        return scrypt(*arguments, **more)
+
+    monkeypatch.setattr(hashlib, "scrypt", watched)
+    async with Manager.restore(document, vm.host, vm.guest) as manager:
+        again = MountConfig(encrypted=True, key=Secret("sesame"))
+        await manager.add_virtual_disk(A, mount=again)
+    assert in_loop == [False]
     vm.assert_backends_empty()
 
 
