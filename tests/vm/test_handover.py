@@ -76,7 +76,8 @@ async def test_its_mounts_go_with_it(tmp_path: Path) -> None:
             assert await shell(destination, f"cat {scratch}/file") == "kept\n"
             seen = len((await shell(destination, f"cat {data}/count")).split())
             await shell(
-                destination, f'until [ "$(wc -l <{data}/count)" -gt {seen + 20} ]; do :; done'
+                destination,
+                f'until [ "$(wc -l <{data}/count)" -gt {seen + 20} ]; do sleep 0.1; done',
             )
             await shell(destination, STOP)
             lines = (await shell(destination, f"cat {data}/count")).split()

@@ -90,7 +90,8 @@ class TestWithDisks:
             seen = (await shell(destination, f"cat {data}/count")).split()
             assert named(await look(destination)) == named(before)
             await shell(
-                destination, f'until [ "$(wc -l <{data}/count)" -gt {len(seen) + 20} ]; do :; done'
+                destination,
+                f'until [ "$(wc -l <{data}/count)" -gt {len(seen) + 20} ]; do sleep 0.1; done',
             )
             assert await shell(destination, f"cat {scratch}/file") == "kept\n"
             await shell(destination, STOP)
