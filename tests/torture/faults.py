@@ -159,7 +159,10 @@ async def _gone(manager: Manager) -> None:
             except VMGoneError:
                 return
             except HotlunError:
-                await asyncio.sleep(0.05)  # the process is gone before its sockets are
+                pass
+            if not any(status.attachment for status in manager.slots()):
+                return  # of nothing there is nothing to ask
+            await asyncio.sleep(0.05)  # the process is gone before its sockets are
 
 
 async def _through(
