@@ -254,6 +254,7 @@ class Manager:
         try:
             await self._reconciler.stop()
             if is_handed_over:
+                await self._worker.idle()
                 return
             handles = () if self._survives else list(self._tables.mounts)
             await self._callers.let_go(handles, until_idle=self._survives)

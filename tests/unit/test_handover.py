@@ -129,23 +129,27 @@ async def test_one_that_is_thawed_before_it_was_saved(vm: VM) -> None:
 
 
 async def test_a_saving_that_is_cancelled_while_it_is_left() -> None:
-    """It is cancelled, and says nothing else."""
-    vm = VM()
+    """It is cancelled, and says nothing else; leaving waits for what is under way."""
+    journal = MemoryJournal()
+    vm = VM(journal=journal)
     await vm.manager.__aenter__()
     gate = vm.host.stall("attach")
     adding = vm.start(A)
     await gate.reached.wait()
     saving = start(vm.manager.save())
     await turns()
-    await vm.manager.__aexit__(None, None, None)
+    leaving = start(vm.manager.__aexit__(None, None, None))
+    await turns()
+    assert not leaving.done()
     saving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await saving
     gate.open()
     with pytest.raises(NotInitializedError):
         await adding
-    await turns()
+    await leaving
     vm.assert_empty()
+    assert journal.open() == []
 
 
 async def test_a_vm_that_stays(vm: VM) -> None:
