@@ -8,17 +8,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_SPELLINGS = (os.path.normpath, os.path.realpath)
+
 
 def moved(path: str, paths: Mapping[str, str]) -> str:
     """Where a path is to be found now.
 
     Args:
-        path: as it was.
+        path: as it was, canonical.
         paths: from what was, to what is: the path itself, or a folder that it lies below.
             Of several that fit, the longest counts.
     """
-    fitting = [old for old in paths if path == old or path.startswith(os.path.join(old, ""))]
-    if not fitting:
-        return path
-    old = max(fitting, key=len)
-    return paths[old] + path[len(old) :] if path != old else paths[old]
+    # Both spellings: disks are known by paths with their links resolved.
+    known = {spelt(old): new for old, new in paths.items() for spelt in _SPELLINGS}
+    above = path
+    while above not in known:
+        if above == os.path.dirname(above):
+            return path
+        above = os.path.dirname(above)
+    rest = os.path.relpath(path, above)
+    return known[above] if rest == "." else os.path.join(known[above], rest)

@@ -263,11 +263,12 @@ async def test_images_that_have_moved(tmp_path: Path) -> None:
         ("/a/d/e.img", "/z/e.img"),
         ("/ab/c.img", "/ab/c.img"),
         ("/q/a", "/q/a"),
+        ("/s/a.img", "/t/a.img"),
     ],
 )
 def test_where_a_path_has_moved(path: str, there: str) -> None:
     """The path itself, or the folder that it lies below; the longest counts."""
-    assert moved(path, {"/a": "/x", "/a/c.img": "/y", "/a/d": "/z"}) == there
+    assert moved(path, {"/a": "/x", "/a/c.img": "/y", "/a/d": "/z", "/s/": "/t/"}) == there
 
 
 async def test_two_disks_that_are_one_file_there(tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ See `QEMUHostBackend.device_arguments` for what else a migration needs.
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING, cast
 
 from hotlun.backends.attached import id_of
 from hotlun.backends.errand import Errand
 from hotlun.backends.nodes import block_node
 from hotlun.errors import BackendError, UnsupportedError
+from hotlun.host_paths import moved
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -49,10 +49,9 @@ def command_line(
     Raises:
         BackendError: an image of somebody else's making cannot be looked into.
     """
-    there = _Elsewhere(paths)
     arguments: list[str] = []
     for entry, bus in disks:
-        node = there.node(entry.node or _found_node(entry, allow_backing))
+        node = _there(entry.node or _found_node(entry, allow_backing), paths)
         device = device_properties(entry.attachment, bus)
         arguments += ["-blockdev", json.dumps(node), "-device", json.dumps(device)]
     return arguments
@@ -73,31 +72,13 @@ def _found_node(entry: Attached, allow_backing: Collection[str]) -> Node:
         raise errand.error(type(error), str(error), detail=error.detail) from error
 
 
-class _Elsewhere:
-    """Where what has a path here is there."""
-
-    def __init__(self, paths: Mapping[str, str]) -> None:
-        self._paths: dict[str, str] = {}
-        for here, there in paths.items():
-            # QEMU is given paths with their links resolved.
-            self._paths[os.path.normpath(here)] = self._paths[os.path.realpath(here)] = there
-
-    def node(self, node: Node) -> Node:
-        """The node with its paths there."""
-        moved = dict(node)
-        for key in ("file", "backing", "server"):
-            if isinstance(moved.get(key), dict):
-                moved[key] = self.node(cast("Node", moved[key]))
-        for key in ("filename", "path"):
-            if isinstance(moved.get(key), str):
-                moved[key] = self._path(str(moved[key]))
-        return moved
-
-    def _path(self, path: str) -> str:
-        above = path
-        while above not in self._paths:
-            if above == os.path.dirname(above):
-                return path
-            above = os.path.dirname(above)
-        rest = os.path.relpath(path, above)
-        return self._paths[above] if rest == "." else os.path.join(self._paths[above], rest)
+def _there(node: Node, paths: Mapping[str, str]) -> Node:
+    """A node with its paths as they are there."""
+    there = dict(node)
+    for key in ("file", "backing", "server"):
+        if isinstance(there.get(key), dict):
+            there[key] = _there(cast("Node", there[key]), paths)
+    for key in ("filename", "path"):
+        if isinstance(there.get(key), str):
+            there[key] = moved(str(there[key]), paths)
+    return there
