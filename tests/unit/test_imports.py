@@ -35,6 +35,7 @@ BELOW_BACKENDS = {
     "errors",
     "events",
     "guest_paths",
+    "hcs",
     "host_paths",
     "images",
     "model",
