@@ -151,6 +151,8 @@ class Presence(StrEnum):
     PARTIAL = "partial"
     """Some of it, or all of it and not as it was attached: it can only be undone."""
     PRESENT = "present"
+    UNKNOWN = "unknown"
+    """The hypervisor does not say of this one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,426 @@
+"""Disks for a VM of the Windows Host Compute Service, and mounts by the guest behind it.
+
+The service knows an attachment by its slot alone, and the guest reads no serial of ours from
+it. So it is kept here which attachment is, or may be, in which slot: an old `detach` must not
+meet a newer disk. What was begun at a slot and has not ended is waited for before anything else
+is begun there, and how it ended decides what is left to do.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Self
+
+from hotlun.backends import requests
+from hotlun.backends.errand import Errand
+from hotlun.backends.unfinished import Unfinished
+from hotlun.bridge.messages import Capabilities, Fields, HResult, MessageError
+from hotlun.errors import (
+    BackendError,
+    HotlunError,
+    OutcomeUnknownError,
+    SlotTakenError,
+    VMGoneError,
+)
+from hotlun.hcs import documents
+from hotlun.hcs.documents import CONTROLLERS, LUNS
+from hotlun.hcs.results import Meaning, understand
+from hotlun.hcs.system import System
+from hotlun.model import DiskKind, Presence
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+    from hotlun.backends.base import OSType
+    from hotlun.model import Attachment, Disk, GuestMount, MountConfig, Slot
+
+_log = logging.getLogger("hotlun.hcs")
+
+TIMEOUT = 120.0
+"""Seconds to wait for what was begun at a slot before."""
+
+_MOST_GONE = 1024
+"""Attachments that are remembered after they have gone."""
+_CONNECTION_QUERY = {"PropertyTypes": ["GuestConnection"]}
+_GUESTS_OWN = 0xC0370000
+"""The family of codes that a guest's agent gives itself."""
+
+
+class HCSHostBackend:
+    """The `HostBackend` for one VM of the Host Compute Service.
+
+    Methods may be called side by side. One that is cancelled goes on, as the service cannot
+    be told to stop; what is called for its slot after that waits for it.
+
+    Args:
+        system: the VM, open for as long as this is used.
+        controllers: names or GUIDs of its SCSI controllers, as its document has them; the first
+            is our number 0. A Linux guest finds those by GUID, and no others.
+        timeout: seconds to wait for what was begun at a slot before.
+
+    Raises:
+        TypeError: `system` is none.
+        ValueError: no controllers, one twice, or a name that cannot be one.
+    """
+
+    serials = False
+    """A guest cannot tell its disks by our serials: the service sets none."""
+
+    def __init__(
+        self,
+        system: System,
+        *,
+        controllers: Sequence[str] = CONTROLLERS,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        _check_system(system)
+        if isinstance(controllers, str) or not controllers:
+            raise ValueError(f"controllers is a sequence of names or GUIDs: {controllers!r}")
+        if len({name.lower() for name in controllers}) < len(controllers):
+            raise ValueError(f"a controller is named twice: {controllers!r}")
+        for name in controllers:
+            if not name or "/" in name or "\0" in name:
+                raise ValueError(f"no SCSI controller has this name: {name!r}")
+        self._system = system
+        self._controllers = tuple(controllers)
+        self._unfinished = Unfinished(timeout)
+        self._at: dict[Slot, Attachment] = {}
+        """What is, or may be, there."""
+        self._gone: dict[str, None] = {}
+        """Serials of what certainly is not any more, the latest last."""
+        self._grants: set[tuple[str, str]] = set()
+
+    async def attach(self, attachment: Attachment) -> None:
+        """Have the service attach the disk.
+
+        Raises:
+            SlotTakenError: another disk is at this slot.
+            UnsupportedError: no such slot is to be had, or no such image.
+            BackendError: the service refused, and nothing is left of it.
+            VMGoneError: the VM has ended.
+            OutcomeUnknownError: it may have been done; `detach` undoes it.
+        """
+        errand, slot = Errand.on(attachment, "attach"), attachment.slot
+        document = documents.add_document(attachment, self._controllers)
+        before = self._at.get(slot)
+
+        async def begin() -> None:
+            self._at[slot] = attachment
+            await self._system.modify(document)
+
+        def ended(error: BaseException | None) -> None:
+            if isinstance(error, BackendError) and self._at.get(slot) is attachment:
+                self._is_gone(attachment)
+                if before is not None:
+                    self._at[slot] = before
+
+        _log.debug("%s", errand)
+        with _told_of(errand):
+            await self._unfinished.run(errand, slot, begin, ended)
+
+    async def detach(self, attachment: Attachment) -> None:
+        """Have the service take this attachment out, if it is, or may be, there.
+
+        Of what an earlier process has attached only the slot is known, and the path where the
+        service tells it: another one there is left alone.
+
+        Raises:
+            BackendError: the service refused; the disk is still attached.
+            VMGoneError: the VM has ended.
+            OutcomeUnknownError: it may have been done; try again.
+        """
+        errand, slot = Errand.on(attachment, "detach"), attachment.slot
+        document = documents.remove_document(attachment, self._controllers)
+
+        async def begin() -> None:
+            if await self._has(attachment):
+                await self._system.modify(document)
+
+        def ended(error: BaseException | None) -> None:
+            if error is None or _meaning(error) is Meaning.ABSENT:
+                self._is_gone(attachment)
+
+        _log.debug("%s", errand)
+        with _told_of(errand, fine=Meaning.ABSENT):
+            await self._unfinished.run(errand, slot, begin, ended)
+
+    async def survey(self, attachments: Collection[Attachment]) -> Mapping[str, Presence] | None:
+        """What the service says of these, by serial; None if it says nothing of any disk.
+
+        Present is what has its path at its slot, absent what has another one's path there.
+        That something is not listed tells nothing: the service need not list all.
+
+        Raises:
+            BackendError: the service does not answer.
+        """
+        busy = {one.slot for one in attachments if one.slot in self._unfinished}
+        paths = await self._paths("survey the disks")
+        if paths is None:
+            return None
+        return {
+            one.serial: (
+                Presence.UNKNOWN
+                if one.slot in busy or one.slot in self._unfinished
+                else _presence(one, paths)
+            )
+            for one in attachments
+        }
+
+    async def occupied(self) -> Collection[Slot]:
+        """The slots that the service says are filled; none if it does not say.
+
+        Give the others that the VM's document fills to the Manager: see `document_slots`.
+
+        Raises:
+            BackendError: the service does not answer.
+        """
+        paths = await self._paths("list the disks")
+        return () if paths is None else frozenset(paths)
+
+    def plan_grant(self, disk: Disk, vm_id: str) -> str:  # noqa: ARG002 - the protocol's
+        """Says that a grant can be revoked in another process; `""` if there is none to be made."""
+        return "" if disk.kind is DiskKind.EXTENSIBLE_VIRTUAL_DISK else "hcs"
+
+    def adopt_grant(self, disk: Disk, vm_id: str, plan: str) -> None:
+        """Take over a grant that an earlier process has made, or begun.
+
+        Raises:
+            BackendError: the plan is not understood.
+        """
+        if plan not in ("", "hcs"):
+            raise Errand("adopt the access to", disk).error(
+                BackendError, f"its plan is another backend's: {plan[:80]!r}; revoke it by hand"
+            )
+        if plan:
+            self._grants.add((vm_id, disk.path))
+
+    async def grant_access(self, disk: Disk, vm_id: str) -> None:
+        """Let the VM open the disk: an entry for it in the file's access list.
+
+        Nothing is done for an extensible virtual disk, which its provider opens.
+
+        Args:
+            disk: an image, or a physical disk.
+            vm_id: the VM's id of the service, as `open_system` takes it; not its runtime GUID.
+
+        Raises:
+            BackendError: no such file, or its access list may not be changed (WRITE_DAC).
+            OutcomeUnknownError: it may have been done.
+        """
+        if not self.plan_grant(disk, vm_id):
+            return
+        with _told_of(Errand(f"let {vm_id} open", disk)):
+            try:
+                await self._system.grant_vm_access(vm_id, disk.path)
+            except BackendError:
+                raise
+            except BaseException:
+                self._grants.add((vm_id, disk.path))  # it may be there
+                raise
+        self._grants.add((vm_id, disk.path))
+
+    async def revoke_access(self, disk: Disk, vm_id: str) -> None:
+        """Undo a grant of this backend, or one that it has adopted; nothing else.
+
+        Raises:
+            BackendError: the access list may not be changed.
+            OutcomeUnknownError: it may have been done; try again.
+        """
+        if (vm_id, disk.path) not in self._grants:
+            return
+        with _told_of(Errand(f"revoke from {vm_id} the access to", disk), fine=Meaning.MISSING):
+            await self._system.revoke_vm_access(vm_id, disk.path)
+        self._grants.discard((vm_id, disk.path))
+
+    async def _has(self, attachment: Attachment) -> bool:
+        """Whether it is, or may be, there; asked once nothing is under way at its slot."""
+        known = self._at.get(attachment.slot)
+        if known is not None:
+            return known.serial == attachment.serial
+        if attachment.serial in self._gone:
+            return False
+        paths = await self._paths("detach")
+        return paths is None or _presence(attachment, paths) is not Presence.ABSENT
+
+    async def _paths(self, operation: str) -> Mapping[Slot, str] | None:
+        with _told_of(Errand(operation)):
+            try:
+                found = await self._system.properties(documents.PROPERTY_QUERY)
+            except OutcomeUnknownError as error:  # what was only asked changes nothing
+                raise BackendError(str(error), code=error.code, detail=error.detail) from error
+        return documents.attached_paths(found)
+
+    def _is_gone(self, attachment: Attachment) -> None:
+        known = self._at.get(attachment.slot)
+        if known is not None and known.serial == attachment.serial:
+            del self._at[attachment.slot]
+        self._gone[attachment.serial] = None
+        while len(self._gone) > _MOST_GONE:
+            del self._gone[next(iter(self._gone))]
+
+
+class HCSGuestBackend:
+    """A `GuestBackend` for one VM of the Host Compute Service, which relays the requests.
+
+    The service must hold the connection to the guest itself (`VirtualMachine.GuestConnection`
+    in the VM's document). Where it does not, listen for the guest with a `BridgeConnection`.
+
+    Args:
+        system: the VM, open for as long as this is used.
+        os_type: `"linux"` or `"windows"`: whose documents are sent.
+        features: what the guest's agent has of our extension; `connect` asks for them.
+        timeout: seconds to wait for what was asked of the same disk before.
+
+    Raises:
+        TypeError: `system` is none.
+        ValueError: another `os_type`.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        os_type: OSType,
+        *,
+        features: Collection[str] = (),
+        timeout: float = TIMEOUT,
+    ) -> None:
+        _check_system(system)
+        if os_type not in requests.CONTROLLERS:
+            raise ValueError(f"a guest's os_type is 'linux' or 'windows', not {os_type!r}")
+        self._system = system
+        self._features = frozenset(features)
+        self._unfinished = Unfinished(timeout)
+        self.os_type: OSType = os_type
+        self.controllers = requests.CONTROLLERS[os_type]
+
+    @classmethod
+    async def connect(cls, system: System, os_type: OSType, *, timeout: float = TIMEOUT) -> Self:
+        """Ask what the guest's agent can do, as far as the service has heard, and use it.
+
+        Args:
+            system, os_type, timeout: as above.
+
+        Raises:
+            TypeError, ValueError: as above.
+            BackendError: the service does not answer, or has no connection to the guest.
+        """
+        plain = cls(system, os_type, timeout=timeout)
+        with _told_of(Errand("ask the guest what it can do")):
+            found = await system.properties(_CONNECTION_QUERY)
+            try:
+                told = Fields(found).fields("GuestConnectionInfo")
+                features = Capabilities.read(told).features
+            except MessageError as error:
+                raise BackendError(
+                    f"what the service tells of it makes no sense: {error}"
+                ) from error
+        return cls(system, os_type, features=features, timeout=timeout) if features else plain
+
+    def check(self, disk: Disk, config: MountConfig, path: str) -> None:
+        """Refuse what this guest cannot do, or would do only in part.
+
+        Raises:
+            UnsupportedError: that, naming what cannot be done.
+        """
+        requests.check(disk, config, path, self.os_type, self._features)
+
+    async def mount(self, mount: GuestMount) -> None:
+        """Mount (a partition of) the attachment at the guest path.
+
+        Raises:
+            UnsupportedError: as `check`, or a slot that the guest cannot be told of.
+            WrongKeyError: the encrypted volume does not open with the config's key.
+            BackendError: the guest or the service refused.
+            VMGoneError: the VM has ended.
+            OutcomeUnknownError: it was asked, and no telling answer came.
+        """
+        request = requests.mount_request(mount, self.os_type, self._features, max_lun=LUNS - 1)
+        await self._send("mount", request, mount.attachment, f" at {mount.path!r}")
+
+    async def unmount(self, mount: GuestMount) -> None:
+        """Undo `mount`. Raises as `mount` does."""
+        request = requests.unmount_request(mount, self.os_type, self._features, max_lun=LUNS - 1)
+        await self._send("unmount", request, mount.attachment, f" from {mount.path!r}")
+
+    async def unplug(self, attachment: Attachment) -> None:
+        """Have the guest let go of the device. Windows needs no telling. Raises as `mount` does."""
+        request = requests.unplug_request(attachment, self.os_type, max_lun=LUNS - 1)
+        if request is not None:
+            await self._send("unplug", request, attachment, "")
+
+    async def _send(
+        self, operation: str, request: requests.Request, attachment: Attachment, where: str
+    ) -> None:
+        errand, document = Errand.on(attachment, operation), documents.guest_document(request)
+        _log.debug("%s%s", errand, where)
+        try:
+            await self._unfinished.run(
+                errand, attachment.slot, lambda: self._system.modify(document)
+            )
+        except (BackendError, OutcomeUnknownError) as error:
+            raise _told(errand, error) from error
+
+
+def _presence(attachment: Attachment, paths: Mapping[Slot, str]) -> Presence:
+    there = paths.get(attachment.slot)
+    if there is None:
+        return Presence.UNKNOWN
+    is_it = _folded(there) == _folded(attachment.disk.path)
+    return Presence.PRESENT if is_it else Presence.ABSENT
+
+
+@contextmanager
+def _told_of(errand: Errand, *, fine: Meaning | None = None) -> Iterator[None]:
+    """Have the service's errors say what they are about, and mean what they mean there.
+
+    Args:
+        errand: what they are about.
+        fine: what is no error: there was nothing to undo.
+    """
+    try:
+        yield
+    except (BackendError, OutcomeUnknownError) as error:
+        if fine is None or _meaning(error) is not fine:
+            raise _told(errand, error) from error
+
+
+def _told(errand: Errand, error: BackendError | OutcomeUnknownError) -> HotlunError:
+    kind: type[HotlunError] = OutcomeUnknownError
+    if isinstance(error, BackendError):
+        kind = _KINDS.get(_meaning(error), BackendError)
+        if kind is SlotTakenError and errand.operation != "attach":
+            kind = BackendError
+    return errand.error(kind, str(error), code=error.code, detail=error.detail)
+
+
+_KINDS: dict[Meaning, type[HotlunError]] = {
+    Meaning.SLOT_TAKEN: SlotTakenError,
+    Meaning.VM_GONE: VMGoneError,
+}
+
+
+def _meaning(error: BaseException | None) -> Meaning:
+    code = error.code if isinstance(error, BackendError) else None
+    return understand(code).meaning if isinstance(code, int) else Meaning.REFUSED
+
+
+def _is_the_guests(error: BackendError) -> bool:
+    """Whether the code is the guest's own answer, as far as it can be told from the service's.
+
+    The service relays the guest's code. It has the general ones (E_FAIL, Win32) in common with
+    it, and its own family 0x8037nnnn, of which the guest has INVALID_STATE alone.
+    """
+    code = error.code
+    return isinstance(code, int) and (
+        code & 0xFFFF0000 != 0x80370000 or code == HResult.INVALID_STATE
+    )
+
+
+def _check_system(system: System) -> None:
+    if not isinstance(system, System):
+        raise TypeError(f"not a System, as `open_system` gives it: {system!r}")
+
+
+def _folded(path: str) -> str:
+    return path.removeprefix("\\\\?\\").upper()
