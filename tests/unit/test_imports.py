@@ -117,6 +117,14 @@ def test_the_bridge_knows_neither_end(name: str) -> None:
             assert one not in ("socket", "asyncio", "selectors", "threading")
 
 
+@pytest.mark.parametrize("name", sorted(n for n in MODULES if n.split(".")[0] == "hcs"))
+def test_the_compute_service_knows_disks_and_errors(name: str) -> None:
+    """And nothing of backends, Managers or guests."""
+    for one in imported(MODULES[name]):
+        if one.startswith("."):
+            assert one.split(".")[1] in ("hcs", "errors", "model"), f"{name} imports {one}"
+
+
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_nobody_imports_upwards(name: str) -> None:
     """Backends know nothing of the Manager, and nobody but the cli knows the cli."""
