@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("hotlun.hcs")
 
-TIMEOUT = 120.0
-"""Seconds to wait for what was begun at a slot before."""
+PATIENCE = 15.0
+"""Seconds to wait for what was begun at a slot before, and has had its own time already."""
 
 _MOST_GONE = 1024
 """Attachments that are remembered after they have gone."""
@@ -72,7 +72,7 @@ class HCSHostBackend:
         system: System,
         *,
         controllers: Sequence[str] = CONTROLLERS,
-        timeout: float = TIMEOUT,
+        timeout: float = PATIENCE,
     ) -> None:
         _check_system(system)
         if isinstance(controllers, str) or not controllers:
@@ -283,7 +283,7 @@ class HCSGuestBackend:
         os_type: OSType,
         *,
         features: Collection[str] = (),
-        timeout: float = TIMEOUT,
+        timeout: float = PATIENCE,
     ) -> None:
         _check_system(system)
         if os_type not in requests.CONTROLLERS:
@@ -295,7 +295,7 @@ class HCSGuestBackend:
         self.controllers = requests.CONTROLLERS[os_type]
 
     @classmethod
-    async def connect(cls, system: System, os_type: OSType, *, timeout: float = TIMEOUT) -> Self:
+    async def connect(cls, system: System, os_type: OSType, *, timeout: float = PATIENCE) -> Self:
         """Ask what the guest's agent can do, as far as the service has heard, and use it.
 
         Args:
@@ -303,7 +303,7 @@ class HCSGuestBackend:
 
         Raises:
             TypeError, ValueError: as above.
-            BackendError: the service does not answer, or has no connection to the guest.
+            BackendError: the service does not answer, or not with what can be understood.
         """
         plain = cls(system, os_type, timeout=timeout)
         with _told_of(Errand("ask the guest what it can do")):
