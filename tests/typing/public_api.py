@@ -31,10 +31,19 @@ from hotlun import (
     Verity,
 )
 from hotlun.backends.bridge import BridgeGuestBackend
+from hotlun.backends.hcs import HCSGuestBackend, HCSHostBackend
 from hotlun.backends.memory import MemoryGuestBackend, MemoryHostBackend
 from hotlun.backends.qemu import QEMUHostBackend
 from hotlun.bridge.client import BridgeConnection
 from hotlun.events import Event
+from hotlun.hcs import (
+    System,
+    SystemInfo,
+    document_slots,
+    enumerate_systems,
+    hcs_document,
+    open_system,
+)
 from hotlun.journal import Journal, MemoryJournal, SQLiteJournal
 from hotlun.vm import Machine
 
@@ -153,3 +162,16 @@ async def a_vm_to_try_it_on() -> None:
     async with Machine.start(controllers=4, memory_mib=512, cpus=1, timeout=120) as vm:
         done = await vm.run("true")
         assert_type((done.returncode, done.stdout, done.stderr), tuple[int, str, str])
+
+
+async def a_vm_of_windows() -> None:
+    assert_type(await enumerate_systems(), list[SystemInfo])
+    async with open_system("vm", timeout=60) as system:
+        one_of_them: System = system
+        host: HostBackend = HCSHostBackend(one_of_them, controllers=("0", "1"))
+        guest: GuestBackend = await HCSGuestBackend.connect(system, "windows")
+        HCSGuestBackend(system, "plan9")  # type: ignore[arg-type]
+        Manager(host, guest)
+    document = hcs_document({Slot(0, 0): Disk("/d", DiskKind.VIRTUAL_DISK)}, into={})
+    assert_type(document, dict[str, Any])
+    assert_type(document_slots(document), frozenset[Slot])
