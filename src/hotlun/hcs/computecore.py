@@ -252,7 +252,7 @@ def _read(address: int) -> str:
     units, length = ctypes.cast(address, _TEXT), 0
     while units[length]:
         length += 1
-    return ctypes.string_at(address, 2 * length).decode("utf-16-le", "replace")
+    return ctypes.string_at(address, 2 * length).decode("utf-16-le", "surrogatepass")
 
 
 def _last_error() -> int:
