@@ -229,6 +229,25 @@ class TestWhatGoesOn:
         await host.detach(ATTACHMENT)
         assert system.attached == {}
 
+    async def test_fails_late_and_is_not_taken_for_what_is_there_next(
+        self, system: MemorySystem
+    ) -> None:
+        """An attach that waited for another one to fail, and fails as well, brings nothing back."""
+        host = HCSHostBackend(system, timeout=30)
+        outcome = system.hang()
+        with pytest.raises(OutcomeUnknownError):
+            await host.attach(ATTACHMENT)
+        waiting = asyncio.ensure_future(host.attach(NEWER))
+        await asyncio.sleep(0)
+        system.attached[ADD["ResourcePath"]] = {"Type": "VirtualDisk", "Path": "somebody's"}
+        outcome.set_result(failure(TAKEN))
+        with pytest.raises(SlotTakenError):
+            await waiting
+        await host.detach(ATTACHMENT)
+        await host.detach(NEWER)
+        assert system.attached[ADD["ResourcePath"]]["Path"] == "somebody's"
+
+
     async def test_a_detach_that_succeeds_late_is_done(
         self, host: HCSHostBackend, system: MemorySystem
     ) -> None:

@@ -103,9 +103,11 @@ class HCSHostBackend:
         """
         errand, slot = Errand.on(attachment, "attach"), attachment.slot
         document = documents.add_document(attachment, self._controllers)
-        before = self._at.get(slot)
+        before: Attachment | None = None
 
         async def begin() -> None:
+            nonlocal before
+            before = self._at.get(slot)
             self._at[slot] = attachment
             await self._system.modify(document)
 
