@@ -343,6 +343,27 @@ class TestSurveying:
         with pytest.raises(BackendError, match="goes on"):
             await call(host)
 
+    async def test_of_a_vm_that_has_stopped(
+        self, host: HCSHostBackend, system: MemorySystem
+    ) -> None:
+        """The service still knows it while it is open here, and says so."""
+        system.told = {"Stopped": True, **listing(s1_3=DISK.path)}
+        with pytest.raises(VMGoneError, match="survey the disks: the VM has stopped"):
+            await host.survey([ATTACHMENT])
+
+
+    async def test_that_finds_nothing_is_no_word_about_a_disk(
+        self, host: HCSHostBackend, system: MemorySystem
+    ) -> None:
+        """The code is the same as for an empty slot; the disk may be there."""
+        system.attached[ADD["ResourcePath"]] = {}
+        system.refuse(NOT_FOUND)
+        with pytest.raises(BackendError, match="cannot detach"):
+            await host.detach(ATTACHMENT)
+        await host.detach(ATTACHMENT)
+        assert system.attached == {}
+
+
     async def test_what_an_earlier_process_attached_is_removed_by_its_slot(
         self, host: HCSHostBackend, system: MemorySystem
     ) -> None:

@@ -246,11 +246,21 @@ class HCSHostBackend:
         return paths is None or _presence(attachment, paths) is not Presence.ABSENT
 
     async def _paths(self, operation: str) -> Mapping[Slot, str] | None:
-        with _told_of(Errand(operation)):
+        errand = Errand(operation)
+        with _told_of(errand):
             try:
                 found = await self._system.properties(documents.PROPERTY_QUERY)
             except OutcomeUnknownError as error:  # what was only asked changes nothing
                 raise BackendError(str(error), code=error.code, detail=error.detail) from error
+            except BackendError as error:
+                if _meaning(error) is not Meaning.ABSENT:
+                    raise
+                # Of a question it says nothing about a disk; so it keeps no code to be taken so.
+                raise BackendError(str(error), detail=error.detail) from error
+        if found.get("Stopped") is True:  # the service knows of it for as long as it is open
+            raise errand.error(
+                VMGoneError, "the VM has stopped, and every attachment went with it: forget them"
+            )
         return documents.attached_paths(found)
 
     def _is_gone(self, attachment: Attachment) -> None:
