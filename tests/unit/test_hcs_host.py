@@ -247,7 +247,6 @@ class TestWhatGoesOn:
         await host.detach(NEWER)
         assert system.attached[ADD["ResourcePath"]]["Path"] == "somebody's"
 
-
     async def test_a_detach_that_succeeds_late_is_done(
         self, host: HCSHostBackend, system: MemorySystem
     ) -> None:
@@ -317,6 +316,24 @@ class TestSurveying:
         }
         assert system.queries == [{"PropertyTypes": ["MappedVirtualDisk"]}]
 
+    async def test_tells_attachments_of_one_disk_apart(
+        self, host: HCSHostBackend, system: MemorySystem
+    ) -> None:
+        """By what was done here: the paths are the same, and the service knows no serials."""
+        again = Attachment(Slot(1, 3), DISK, "h9")
+        system.told = listing(s1_3=DISK.path)
+        await host.attach(ATTACHMENT)
+        assert await host.survey([ATTACHMENT, again]) == {
+            "h1": Presence.PRESENT,
+            "h9": Presence.ABSENT,
+        }
+        await host.detach(ATTACHMENT)
+        await host.attach(again)
+        assert await host.survey([ATTACHMENT, again]) == {
+            "h1": Presence.ABSENT,
+            "h9": Presence.PRESENT,
+        }
+
     async def test_where_the_service_tells_nothing(
         self, host: HCSHostBackend, system: MemorySystem
     ) -> None:
@@ -351,7 +368,6 @@ class TestSurveying:
         with pytest.raises(VMGoneError, match="survey the disks: the VM has stopped"):
             await host.survey([ATTACHMENT])
 
-
     async def test_that_finds_nothing_is_no_word_about_a_disk(
         self, host: HCSHostBackend, system: MemorySystem
     ) -> None:
@@ -362,7 +378,6 @@ class TestSurveying:
             await host.detach(ATTACHMENT)
         await host.detach(ATTACHMENT)
         assert system.attached == {}
-
 
     async def test_what_an_earlier_process_attached_is_removed_by_its_slot(
         self, host: HCSHostBackend, system: MemorySystem

@@ -150,8 +150,9 @@ class HCSHostBackend:
     async def survey(self, attachments: Collection[Attachment]) -> Mapping[str, Presence] | None:
         """What the service says of these, by serial; None if it says nothing of any disk.
 
-        Present is what has its path at its slot, absent what has another one's path there.
-        That something is not listed tells nothing: the service need not list all.
+        Present is what has its path at its slot; absent what has another one's path there, or is
+        known here not to be there, whatever the path. That something is not listed tells
+        nothing: the service need not list all.
 
         Raises:
             BackendError: the service does not answer.
@@ -160,12 +161,9 @@ class HCSHostBackend:
         paths = await self._paths("survey the disks")
         if paths is None:
             return None
+        busy |= {one.slot for one in attachments if one.slot in self._unfinished}
         return {
-            one.serial: (
-                Presence.UNKNOWN
-                if one.slot in busy or one.slot in self._unfinished
-                else _presence(one, paths)
-            )
+            one.serial: Presence.UNKNOWN if one.slot in busy else self._presence(one, paths)
             for one in attachments
         }
 
@@ -237,13 +235,27 @@ class HCSHostBackend:
 
     async def _has(self, attachment: Attachment) -> bool:
         """Whether it is, or may be, there; asked once nothing is under way at its slot."""
+        known = self._knows(attachment)
+        if known is not None:
+            return known
+        paths = await self._paths("detach")
+        return paths is None or self._presence(attachment, paths) is not Presence.ABSENT
+
+    def _presence(self, attachment: Attachment, paths: Mapping[Slot, str]) -> Presence:
+        if self._knows(attachment) is False:
+            return Presence.ABSENT
+        there = paths.get(attachment.slot)
+        if there is None:
+            return Presence.UNKNOWN
+        is_it = _folded(there) == _folded(attachment.disk.path)
+        return Presence.PRESENT if is_it else Presence.ABSENT
+
+    def _knows(self, attachment: Attachment) -> bool | None:
+        """Whether it is, or may be, there; None if this process has had nothing to do with it."""
         known = self._at.get(attachment.slot)
         if known is not None:
             return known.serial == attachment.serial
-        if attachment.serial in self._gone:
-            return False
-        paths = await self._paths("detach")
-        return paths is None or _presence(attachment, paths) is not Presence.ABSENT
+        return False if attachment.serial in self._gone else None
 
     async def _paths(self, operation: str) -> Mapping[Slot, str] | None:
         errand = Errand(operation)
@@ -372,14 +384,6 @@ class HCSGuestBackend:
             )
         except (BackendError, OutcomeUnknownError) as error:
             raise _told(errand, error) from error
-
-
-def _presence(attachment: Attachment, paths: Mapping[Slot, str]) -> Presence:
-    there = paths.get(attachment.slot)
-    if there is None:
-        return Presence.UNKNOWN
-    is_it = _folded(there) == _folded(attachment.disk.path)
-    return Presence.PRESENT if is_it else Presence.ABSENT
 
 
 @contextmanager
