@@ -15,13 +15,15 @@ from support.machine import eventually, look
 
 from hotlun import Attachment, BackendError, Disk, DiskKind, ImageFormat, Slot
 from hotlun.backends.memory import MemoryGuestBackend, MemoryHostBackend
+from hotlun.model import Presence
 from hotlun.vm import Machine
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
 
     from hotlun import GuestBackend, HostBackend
+    from hotlun.model import GuestSurvey
 
 TAKEN = Slot(0, 7)
 """A slot that holds a device of the VM's own."""
@@ -33,20 +35,29 @@ class State:
     """What there is, as seen from outside the backends."""
 
     attached: frozenset[tuple[str, Slot]]
-    """Serial and slot of each of our attachments."""
+    """Each of our attachments by the name that it has there (`Pair.name`), and its slot."""
     plugged: frozenset[Slot]
     """The slots whose devices the guest has; of those only that it was told of, in memory."""
     mounted: frozenset[str]
     """The guest paths at which something is mounted."""
     granted: frozenset[str]
-    """The disks that `VM_ID` may open."""
+    """The disks that the VM may open."""
 
 
 class Pair(ABC):
-    """A host and a guest backend of one VM, and disks for them."""
+    """A host and a guest backend of one VM, and disks for them.
+
+    What follows is what most pairs have; one that has less says so, and why.
+    """
 
     host: HostBackend
     guest: GuestBackend
+    vm_id = VM_ID
+    """Who is granted access."""
+    has_serials = True
+    """Whether the guest can tell a disk by what the host gives it."""
+    never_attached = Presence.ABSENT
+    """What the host says of an attachment that never was, at a slot that is empty."""
 
     def __init__(self) -> None:
         self._names = (f"c{number}" for number in itertools.count())
@@ -66,6 +77,18 @@ class Pair(ABC):
     @abstractmethod
     def refuse_mount(self, path: str) -> None:
         """Have the next mount fail for certain; the real guest refuses to mount at `path`."""
+
+    def name(self, attachment: Attachment) -> str:
+        """What the hypervisor knows it by."""
+        return attachment.serial
+
+    def host_says(self, truth: Mapping[str, Presence]) -> Mapping[str, Presence] | None:
+        """What the host says when it is asked; None if it cannot be."""
+        return truth
+
+    def guest_says(self, truth: GuestSurvey) -> GuestSurvey | None:
+        """What the guest says when it is asked; None if it cannot be."""
+        return truth
 
     def attachment(self, disk: Disk, slot: Slot) -> Attachment:
         """An attachment with a serial of its own."""
@@ -100,22 +123,22 @@ class MemoryPair(Pair):
         )
 
 
-class RealPair(Pair):
-    """QEMU and the agent in a guest."""
+class VMPair(Pair):
+    """Whatever leads to QEMU and to the agent in a guest.
+
+    Args:
+        vm: the VM.
+        folder: for disks.
+    """
 
     def __init__(self, vm: Machine, folder: Path) -> None:
         super().__init__()
         self._vm = vm
         self._folder = folder
-        self.host, self.guest = vm.host, vm.guest
 
-    def disk(self, name: str) -> Disk:
-        path = disks.ext4(self._folder / f"{name}.raw", name)
-        path.chmod(0o600)
-        return Disk(str(path), DiskKind.VIRTUAL_DISK, format=ImageFormat.RAW)
-
-    def bad_disk(self) -> Disk:
-        return Disk(str(self._folder), DiskKind.VIRTUAL_DISK, format=ImageFormat.RAW)
+    def _named(self, serial: str) -> str:
+        """The name of what QEMU has with this serial."""
+        return serial
 
     def refuse_mount(self, path: str) -> None:
         """`/proc` is a path where nothing can be made."""
@@ -131,7 +154,7 @@ class RealPair(Pair):
                 controller = int(bus.partition("/peripheral/scsi")[2].partition("/")[0])
                 lun = await self._property(place, "lun")
                 assert isinstance(lun, int)
-                serials[name.removeprefix("hotlun-")] = Slot(controller, lun)
+                serials[self._named(name.removeprefix("hotlun-"))] = Slot(controller, lun)
         return State(
             frozenset(serials.items()),
             frozenset(Slot(d.controller, d.lun) for d in seen.scsi) - {TAKEN},
@@ -147,6 +170,22 @@ class RealPair(Pair):
         return await self._vm.query("qom-get", {"path": path, "property": name})
 
 
+class RealPair(VMPair):
+    """QEMU and the bridge."""
+
+    def __init__(self, vm: Machine, folder: Path) -> None:
+        super().__init__(vm, folder)
+        self.host, self.guest = vm.host, vm.guest
+
+    def disk(self, name: str) -> Disk:
+        path = disks.ext4(self._folder / f"{name}.raw", name)
+        path.chmod(0o600)
+        return Disk(str(path), DiskKind.VIRTUAL_DISK, format=ImageFormat.RAW)
+
+    def bad_disk(self) -> Disk:
+        return Disk(str(self._folder), DiskKind.VIRTUAL_DISK, format=ImageFormat.RAW)
+
+
 @asynccontextmanager
 async def memory_pair(folder: Path) -> AsyncIterator[Pair]:
     """The fakes; nothing that a backend must never be asked for was asked for."""
@@ -159,7 +198,18 @@ async def memory_pair(folder: Path) -> AsyncIterator[Pair]:
 @asynccontextmanager
 async def real_pair(folder: Path) -> AsyncIterator[Pair]:
     """A VM of one's own, with a device at `TAKEN`."""
-    async with Machine.start() as vm:
+    async with vm_with_a_device() as vm:
+        yield RealPair(vm, folder)
+
+
+@asynccontextmanager
+async def vm_with_a_device(*, connect: bool = True) -> AsyncIterator[Machine]:
+    """A VM that has a device of its own at `TAKEN`, and is found afterwards as it was before.
+
+    Args:
+        connect: as for `Machine.start`.
+    """
+    async with Machine.start(connect=connect) as vm:
         node = {"driver": "null-co", "node-name": "own", "size": 1 << 20, "read-zeroes": True}
         await vm.query("blockdev-add", node)
         device = {"driver": "scsi-hd", "id": "own", "drive": "own", "bus": "scsi0.0"}
@@ -168,5 +218,5 @@ async def real_pair(folder: Path) -> AsyncIterator[Pair]:
             vm, f"until [ -e /sys/class/scsi_device/*:{TAKEN.lun}/device/block ]; do :; done"
         )
         before = await look(vm)
-        yield RealPair(vm, folder)
+        yield vm
         assert await eventually(vm, before) == before

@@ -1,0 +1,333 @@
+"""The Host Compute Service as far as disks go, with a VM of the project's own behind it.
+
+It has nothing but the text of a document to go by, holds that against `hcs_grammar`, and carries
+it out in QEMU and in the real guest. What it answers is an HRESULT with the service's document
+of an error, as the real library gives it. What was not as it has to be is in `violations`.
+
+What is assumed of the real one, as nobody has written it down: that requests for one slot are
+carried out one after another, and that a disk is taken out of a VM whoever has put it there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections import defaultdict
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from support import hcs_grammar
+from support.hcs_grammar import GuestRequest, InvalidDocumentError, ResourceRequest
+
+from hotlun import Attachment, Disk, DiskKind, ImageFormat, Slot
+from hotlun.backends.qemu import QEMUHostBackend
+from hotlun.bridge.client import BridgeConnection
+from hotlun.bridge.messages import PROTOCOL_VERSION, is_failure, signed
+from hotlun.errors import BackendError, OutcomeUnknownError, SlotTakenError, VMGoneError
+from hotlun.hcs.results import failure
+from hotlun.hcs.system import StillRunningError
+from hotlun.model import Presence
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from hotlun.vm import Machine
+
+ID = "hotlun-on-qemu"
+RUNTIME_ID = "6a8d2f50-6f0e-4c55-9a39-3a1c8f6b2e11"
+USER = "65534"
+"""Whom the VM runs as: who may open what `ID` was granted."""
+_TIMEOUT = 60.0
+
+INVALID_JSON, STOPPED = 0x8037010D, 0x80370110
+CONNECT_FAILED, CONNECTION_CLOSED, SERVICE_DISCONNECT = 0x80370108, 0x8037010A, 0x8037011E
+NO_FILE, NO_ACCESS, SHARING = 0x80070002, 0x80070005, 0x80070020
+EXISTS, NOT_FOUND, CORRUPT, FAIL = 0x800700B7, 0x80070490, 0x80070570, 0x80004005
+_WORDS = {
+    "Failed to get": SHARING,
+    "Permission denied": NO_ACCESS,
+    "No such file": NO_FILE,
+}
+"""QEMU's own -> the code for it."""
+
+
+class Late:
+    """A request whose answer comes later than anybody waits for it."""
+
+    def __init__(self, *, is_done_first: bool) -> None:
+        self.is_done_first = is_done_first
+        self.told = asyncio.Event()
+        """That the time is over."""
+        self.ended = asyncio.Event()
+        self._go = asyncio.Event()
+
+    def settle(self) -> None:
+        """Go on now."""
+        self._go.set()
+
+    async def wait(self) -> None:
+        await self._go.wait()
+
+
+class HCSOnQEMU:
+    """A `System` whose disks are real; made by `serving`.
+
+    Attributes:
+        documents: the text of all that was asked to be modified, in order.
+        violations: what was asked and must not be.
+        attached: what is there by our doing.
+        lists_disks: whether it answers what is attached when it is asked for that.
+    """
+
+    def __init__(
+        self, host: QEMUHostBackend, guest: BridgeConnection, own: Mapping[Slot, str], vm: Machine
+    ) -> None:
+        self._vm = vm
+        self._host = host
+        self._guest = guest
+        self._own = dict(own)
+        self._granted: dict[str, Disk] = {}
+        self._locks: defaultdict[Slot, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._stalled: list[Late] = []
+        self._late: dict[str, Late] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._made = 0
+        self.documents: list[str] = []
+        self.violations: list[str] = []
+        self.attached: dict[Slot, Attachment] = {}
+        self.lists_disks = True
+
+    @classmethod
+    @asynccontextmanager
+    async def serving(
+        cls, vm: Machine, own: Mapping[Slot, str] | None = None
+    ) -> AsyncIterator[HCSOnQEMU]:
+        """For a machine that was started without backends.
+
+        Args:
+            vm: the machine.
+            own: the QEMU ids of the devices that are the VM's own, by slot.
+        """
+        async with (
+            QEMUHostBackend.connect(
+                vm.qmp_socket, controllers=vm.controllers, timeout=_TIMEOUT
+            ) as host,
+            BridgeConnection.connect_unix(vm.agent_socket, timeout=_TIMEOUT) as guest,
+        ):
+            system = cls(host, guest, own or {}, vm)
+            try:
+                yield system
+            finally:
+                await system.close()
+
+    def stall(self, verb: str, *, is_done_first: bool = False) -> Late:
+        """Have the next such request go on after its time is over.
+
+        Args:
+            verb: of the backends: `"attach"`, `"mount"`...
+            is_done_first: carry it out at once, so that only the answer is late.
+        """
+        late = self._late[verb] = Late(is_done_first=is_done_first)
+        self._stalled.append(late)
+        return late
+
+    async def modify(self, document: Mapping[str, Any]) -> None:
+        text = _compact(document)
+        self.documents.append(text)
+        try:
+            request = hcs_grammar.read(text, self._guest.features)
+        except InvalidDocumentError as error:
+            self._refuse_wrong(text, error)
+        late = self._late.pop(request.verb, None)
+        task = asyncio.create_task(self._carry_out(request, late), name=f"service {request.verb}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if late is None:
+            await asyncio.shield(task)
+            return
+        outcome: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+        task.add_done_callback(lambda done: _settle(outcome, done, late))
+        late.told.set()
+        raise StillRunningError("no answer within the time that was allowed", outcome)
+
+    async def properties(self, query: Mapping[str, Any]) -> dict[str, Any]:
+        text = _compact(query)
+        try:
+            wanted = hcs_grammar.read_query(text)
+        except InvalidDocumentError as error:
+            self._refuse_wrong(text, error)
+        there = await self._there()
+        found: dict[str, Any] = {
+            "Id": ID,
+            "SystemType": "VirtualMachine",
+            "RuntimeId": RUNTIME_ID,
+            "RuntimeOsType": "Linux",
+            "State": "Running",
+        }
+        for name in wanted:
+            if name == "GuestConnection":
+                told = self._guest.capabilities.fields.document
+                found["GuestConnectionInfo"] = {
+                    "SupportedSchemaVersions": told["SupportedSchemaVersions"],
+                    "ProtocolVersion": PROTOCOL_VERSION,
+                    "GuestDefinedCapabilities": told["GuestDefinedCapabilities"],
+                }
+            elif name != "MappedVirtualDisk":
+                self._refuse_wrong(text, f"no property is called {name!r}")
+            elif self.lists_disks:
+                found["MappedVirtualDiskControllers"] = _listing(there)
+        return json.loads(_compact(found))  # type: ignore[no-any-return]
+
+    async def grant_vm_access(self, vm_id: str, path: str) -> None:
+        self._check_vm(vm_id)
+        if not os.path.exists(path):
+            _refuse(NO_FILE)
+        disk = Disk(path, DiskKind.VIRTUAL_DISK, format=_format(path))
+        await self._host.grant_access(disk, USER)
+        self._granted[path] = disk
+
+    async def revoke_vm_access(self, vm_id: str, path: str) -> None:
+        self._check_vm(vm_id)
+        disk = self._granted.pop(path, None)
+        if disk is not None:
+            await self._host.revoke_access(disk, USER)
+
+    async def close(self) -> None:
+        for late in self._stalled:  # of a test that has failed
+            late.settle()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    # --- Carrying out ---
+
+    async def _carry_out(self, request: ResourceRequest | GuestRequest, late: Late | None) -> None:
+        if late is not None and not late.is_done_first:
+            await late.wait()
+        try:
+            async with self._locks[request.slot]:
+                if isinstance(request, GuestRequest):
+                    await self._relay(request)
+                elif request.is_add:
+                    await self._add(request)
+                else:
+                    await self._remove(request.slot)
+        except VMGoneError as error:
+            _refuse(STOPPED, str(error))
+        finally:
+            if late is not None and late.is_done_first:
+                await late.wait()
+
+    async def _add(self, request: ResourceRequest) -> None:
+        slot, path = request.slot, request.path
+        if slot in self.attached or slot in self._own:
+            _refuse(EXISTS, f"slot {slot} holds a disk")
+        if request.kind is not DiskKind.EXTENSIBLE_VIRTUAL_DISK and not os.path.exists(path):
+            _refuse(NO_FILE, path)
+        self._made += 1
+        is_image = request.kind is DiskKind.VIRTUAL_DISK
+        disk = Disk(
+            path,
+            request.kind,
+            request.read_only,
+            request.provider,
+            _format(path) if is_image else None,
+        )
+        attachment = Attachment(slot, disk, f"service{self._made}")
+        try:
+            await self._host.attach(attachment)
+        except SlotTakenError as error:
+            _refuse(EXISTS, str(error))
+        except OutcomeUnknownError as error:
+            _refuse(SERVICE_DISCONNECT, str(error))
+        except VMGoneError:
+            raise
+        except BackendError as error:
+            words = f"{error.detail or error}"
+            code = next((code for told, code in _WORDS.items() if told in words), None)
+            _refuse(code or (CORRUPT if "image" in str(error) else FAIL), words)
+        self.attached[slot] = attachment
+
+    async def _remove(self, slot: Slot) -> None:
+        if slot in self._own:
+            self.violations.append(f"the VM's own device at slot {slot} was removed")
+            await self._vm.query("device_del", {"id": self._own.pop(slot)})
+            return
+        attachment = self.attached.get(slot)
+        if attachment is None:
+            _refuse(NOT_FOUND, f"slot {slot} is empty")
+        try:
+            await self._host.detach(attachment)
+        except OutcomeUnknownError as error:
+            _refuse(SERVICE_DISCONNECT, str(error))
+        except VMGoneError:
+            raise
+        except BackendError as error:
+            _refuse(FAIL, str(error))
+        del self.attached[slot]
+
+    async def _relay(self, request: GuestRequest) -> None:
+        try:
+            answer = await self._guest.modify(request.document)
+        except OutcomeUnknownError as error:
+            _refuse(CONNECTION_CLOSED, str(error))
+        except VMGoneError:
+            raise
+        except BackendError as error:
+            _refuse(CONNECT_FAILED, str(error))
+        if is_failure(answer.code):
+            _refuse(answer.code, answer.text)
+
+    async def _there(self) -> dict[Slot, str]:
+        """The paths of what QEMU says is there, and the VM's own."""
+        attached = dict(self.attached)
+        try:
+            seen = await self._host.survey(attached.values())
+        except VMGoneError as error:
+            _refuse(STOPPED, str(error))
+        paths = {slot: f"C:\\own\\{name}.vhdx" for slot, name in self._own.items()}
+        for slot, attachment in attached.items():
+            if seen[attachment.serial] is Presence.PRESENT:
+                paths[slot] = attachment.disk.path
+        return paths
+
+    def _check_vm(self, vm_id: str) -> None:
+        if vm_id != ID:
+            self._refuse_wrong(vm_id, "access is given to VMs by their id")
+
+    def _refuse_wrong(self, text: str, problem: object) -> NoReturn:
+        self.violations.append(f"{problem}: {text}")
+        _refuse(INVALID_JSON, str(problem))
+
+
+def _listing(paths: Mapping[Slot, str]) -> dict[str, Any]:
+    controllers: dict[str, Any] = {}
+    for slot, path in sorted(paths.items()):
+        disks = controllers.setdefault(str(slot.controller), {"MappedVirtualDisks": {}})
+        entry = {"HostPath": path, "Lun": slot.lun, "AttachOnly": True}
+        disks["MappedVirtualDisks"][str(slot.lun)] = entry
+    return controllers
+
+
+def _format(path: str) -> ImageFormat:
+    """By its suffix, as the service tells them."""
+    return ImageFormat.VHDX if path.lower().endswith(".vhdx") else ImageFormat.VHD
+
+
+def _settle(
+    outcome: asyncio.Future[Exception | None], done: asyncio.Task[None], late: Late
+) -> None:
+    error = done.exception()
+    assert error is None or isinstance(error, Exception)
+    outcome.set_result(error)
+    late.ended.set()
+
+
+def _refuse(code: int, words: str = "") -> NoReturn:
+    """Answer as the library does: with a code, and a document of the error."""
+    document = {"Error": signed(code), **({"ErrorMessage": words} if words else {})}
+    raise failure(code, _compact(document))
+
+
+def _compact(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False)
