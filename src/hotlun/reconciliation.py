@@ -126,7 +126,7 @@ def _judge_attachment(disk: DiskState, seen: Seen) -> Iterator[Disagreement]:
 def _unheld(was: Fact, presence: Presence | None) -> Finding:
     if presence is Presence.PARTIAL:
         return Finding.DISK_INCOMPLETE
-    if was is Fact.MAYBE and presence is not None:
+    if was is Fact.MAYBE and presence not in (None, Presence.UNKNOWN):
         there = presence is Presence.PRESENT
         return Finding.ATTACHED_UNSEEN if there else Finding.NEVER_ATTACHED
     return Finding.UNHELD

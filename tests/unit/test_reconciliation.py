@@ -31,13 +31,14 @@ from hotlun.events import (
 )
 from hotlun.facts import Fact
 from hotlun.journal import MemoryJournal
+from hotlun.model import Presence
 from hotlun.recorder import disk_of
 from hotlun.records import DiskRecord
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Collection
 
-    from hotlun import Disagreement
+    from hotlun import Attachment, Disagreement
 
 SCRATCH = MountConfig(filesystem="ext4", ensure_filesystem=True, encrypted=True)
 LOCKED = MountConfig(encrypted=True, key=Secret("sesame"))
@@ -359,6 +360,17 @@ class TestNobodyHoldsIt:
         """Nothing is there; the slot is free."""
         await quarantine(vm, happened=False)
         assert await settled(vm) == [(Finding.NEVER_ATTACHED, Resolution.UNDONE)]
+        assert vm.status().state is SlotState.FREE
+
+    async def test_one_that_the_hypervisor_does_not_speak_of(self, vm: VM) -> None:
+        """Whether it was attached stays unknown; undoing it can be done all the same."""
+
+        async def knows_nothing(attachments: Collection[Attachment]) -> dict[str, Presence]:
+            return {one.serial: Presence.UNKNOWN for one in attachments}
+
+        await quarantine(vm)
+        vm.host.survey = knows_nothing  # type: ignore[method-assign]
+        assert await settled(vm) == [(Finding.UNHELD, Resolution.UNDONE)]
         assert vm.status().state is SlotState.FREE
 
     async def test_one_that_stays_stuck(self, vm: VM) -> None:
