@@ -5,7 +5,8 @@ it out in QEMU and in the real guest. What it answers is an HRESULT with the ser
 of an error, as the real library gives it. What was not as it has to be is in `violations`.
 
 What is assumed of the real one, as nobody has written it down: that requests for one slot are
-carried out one after another, and that a disk is taken out of a VM whoever has put it there.
+carried out one after another (those for the guest apart), and that a Remove takes out whatever
+is there, whoever has put it there.
 """
 
 from __future__ import annotations
@@ -18,14 +19,31 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from support import hcs_grammar
+from support.hcs_answers import (
+    CONNECT_FAILED,
+    CONNECTION_CLOSED,
+    CORRUPT,
+    EXISTS,
+    FAIL,
+    INVALID_JSON,
+    NO_ACCESS,
+    NO_FILE,
+    NOT_FOUND,
+    SERVICE_DISCONNECT,
+    SHARING,
+    STOPPED,
+    compact,
+    listing,
+    refuse,
+)
 from support.hcs_grammar import GuestRequest, InvalidDocumentError, ResourceRequest
+from support.late import Late
 
 from hotlun import Attachment, Disk, DiskKind, ImageFormat, Slot
 from hotlun.backends.qemu import QEMUHostBackend
 from hotlun.bridge.client import BridgeConnection
-from hotlun.bridge.messages import PROTOCOL_VERSION, is_failure, signed
+from hotlun.bridge.messages import PROTOCOL_VERSION, is_failure
 from hotlun.errors import BackendError, OutcomeUnknownError, SlotTakenError, VMGoneError
-from hotlun.hcs.results import failure
 from hotlun.hcs.system import StillRunningError
 from hotlun.model import Presence
 
@@ -40,10 +58,6 @@ USER = "65534"
 """Whom the VM runs as: who may open what `ID` was granted."""
 _TIMEOUT = 60.0
 
-INVALID_JSON, STOPPED = 0x8037010D, 0x80370110
-CONNECT_FAILED, CONNECTION_CLOSED, SERVICE_DISCONNECT = 0x80370108, 0x8037010A, 0x8037011E
-NO_FILE, NO_ACCESS, SHARING = 0x80070002, 0x80070005, 0x80070020
-EXISTS, NOT_FOUND, CORRUPT, FAIL = 0x800700B7, 0x80070490, 0x80070570, 0x80004005
 _WORDS = {
     "Failed to get": SHARING,
     "Permission denied": NO_ACCESS,
@@ -52,28 +66,12 @@ _WORDS = {
 """QEMU's own -> the code for it."""
 
 
-class Late:
-    """A request whose answer comes later than anybody waits for it."""
-
-    def __init__(self, *, is_done_first: bool) -> None:
-        self.is_done_first = is_done_first
-        self.told = asyncio.Event()
-        """That the time is over."""
-        self.ended = asyncio.Event()
-        self._go = asyncio.Event()
-
-    def settle(self) -> None:
-        """Go on now."""
-        self._go.set()
-
-    async def wait(self) -> None:
-        await self._go.wait()
-
-
 class HCSOnQEMU:
     """A `System` whose disks are real; made by `serving`.
 
     Attributes:
+        vm: the machine behind it.
+        own: the QEMU ids of the devices that are the VM's own, by slot.
         documents: the text of all that was asked to be modified, in order.
         violations: what was asked and must not be.
         attached: what is there by our doing.
@@ -83,12 +81,12 @@ class HCSOnQEMU:
     def __init__(
         self, host: QEMUHostBackend, guest: BridgeConnection, own: Mapping[Slot, str], vm: Machine
     ) -> None:
-        self._vm = vm
+        self.vm = vm
         self._host = host
         self._guest = guest
-        self._own = dict(own)
+        self.own = dict(own)
         self._granted: dict[str, Disk] = {}
-        self._locks: defaultdict[Slot, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._locks: defaultdict[tuple[Slot, type], asyncio.Lock] = defaultdict(asyncio.Lock)
         self._stalled: list[Late] = []
         self._late: dict[str, Late] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -121,19 +119,19 @@ class HCSOnQEMU:
             finally:
                 await system.close()
 
-    def stall(self, verb: str, *, is_done_first: bool = False) -> Late:
-        """Have the next such request go on after its time is over.
+    def stall(self, verb: str, *, is_done_first: bool = False, times_out: bool = True) -> Late:
+        """Have the next such request wait until it is settled.
 
         Args:
             verb: of the backends: `"attach"`, `"mount"`...
-            is_done_first: carry it out at once, so that only the answer is late.
+            is_done_first, times_out: see `Late`.
         """
-        late = self._late[verb] = Late(is_done_first=is_done_first)
+        late = self._late[verb] = Late(is_done_first=is_done_first, times_out=times_out)
         self._stalled.append(late)
         return late
 
     async def modify(self, document: Mapping[str, Any]) -> None:
-        text = _compact(document)
+        text = compact(document)
         self.documents.append(text)
         try:
             request = hcs_grammar.read(text, self._guest.features)
@@ -142,17 +140,16 @@ class HCSOnQEMU:
         late = self._late.pop(request.verb, None)
         task = asyncio.create_task(self._carry_out(request, late), name=f"service {request.verb}")
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        if late is None:
-            await asyncio.shield(task)
-            return
         outcome: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
-        task.add_done_callback(lambda done: _settle(outcome, done, late))
-        late.told.set()
-        raise StillRunningError("no answer within the time that was allowed", outcome)
+        task.add_done_callback(lambda done: self._has_ended(done, outcome, late))
+        if late is not None:
+            late.begun.set()
+            if late.times_out:
+                raise StillRunningError("no answer within the time that was allowed", outcome)
+        await asyncio.shield(task)
 
     async def properties(self, query: Mapping[str, Any]) -> dict[str, Any]:
-        text = _compact(query)
+        text = compact(query)
         try:
             wanted = hcs_grammar.read_query(text)
         except InvalidDocumentError as error:
@@ -176,13 +173,13 @@ class HCSOnQEMU:
             elif name != "MappedVirtualDisk":
                 self._refuse_wrong(text, f"no property is called {name!r}")
             elif self.lists_disks:
-                found["MappedVirtualDiskControllers"] = _listing(there)
-        return json.loads(_compact(found))  # type: ignore[no-any-return]
+                found["MappedVirtualDiskControllers"] = listing(there)
+        return json.loads(compact(found))  # type: ignore[no-any-return]
 
     async def grant_vm_access(self, vm_id: str, path: str) -> None:
         self._check_vm(vm_id)
         if not os.path.exists(path):
-            _refuse(NO_FILE)
+            refuse(NO_FILE)
         disk = Disk(path, DiskKind.VIRTUAL_DISK, format=_format(path))
         await self._host.grant_access(disk, USER)
         self._granted[path] = disk
@@ -199,13 +196,26 @@ class HCSOnQEMU:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
+    def _has_ended(
+        self,
+        task: asyncio.Task[None],
+        outcome: asyncio.Future[Exception | None],
+        late: Late | None,
+    ) -> None:
+        self._tasks.discard(task)
+        error = task.exception()
+        assert error is None or isinstance(error, Exception)
+        outcome.set_result(error)
+        if late is not None:
+            late.ended.set()
+
     # --- Carrying out ---
 
     async def _carry_out(self, request: ResourceRequest | GuestRequest, late: Late | None) -> None:
-        if late is not None and not late.is_done_first:
-            await late.wait()
         try:
-            async with self._locks[request.slot]:
+            async with self._locks[request.slot, type(request)]:
+                if late is not None and not late.is_done_first:
+                    await late.wait()
                 if isinstance(request, GuestRequest):
                     await self._relay(request)
                 elif request.is_add:
@@ -213,17 +223,18 @@ class HCSOnQEMU:
                 else:
                     await self._remove(request.slot)
         except VMGoneError as error:
-            _refuse(STOPPED, str(error))
+            refuse(STOPPED, str(error))
         finally:
             if late is not None and late.is_done_first:
+                late.done.set()
                 await late.wait()
 
     async def _add(self, request: ResourceRequest) -> None:
         slot, path = request.slot, request.path
-        if slot in self.attached or slot in self._own:
-            _refuse(EXISTS, f"slot {slot} holds a disk")
+        if slot in self.attached or slot in self.own:
+            refuse(EXISTS, f"slot {slot} holds a disk")
         if request.kind is not DiskKind.EXTENSIBLE_VIRTUAL_DISK and not os.path.exists(path):
-            _refuse(NO_FILE, path)
+            refuse(NO_FILE, path)
         self._made += 1
         is_image = request.kind is DiskKind.VIRTUAL_DISK
         disk = Disk(
@@ -237,46 +248,46 @@ class HCSOnQEMU:
         try:
             await self._host.attach(attachment)
         except SlotTakenError as error:
-            _refuse(EXISTS, str(error))
+            refuse(EXISTS, str(error))
         except OutcomeUnknownError as error:
-            _refuse(SERVICE_DISCONNECT, str(error))
+            refuse(SERVICE_DISCONNECT, str(error))
         except VMGoneError:
             raise
         except BackendError as error:
             words = f"{error.detail or error}"
             code = next((code for told, code in _WORDS.items() if told in words), None)
-            _refuse(code or (CORRUPT if "image" in str(error) else FAIL), words)
+            refuse(code or (CORRUPT if "image" in str(error) else FAIL), words)
         self.attached[slot] = attachment
 
     async def _remove(self, slot: Slot) -> None:
-        if slot in self._own:
+        if slot in self.own:
             self.violations.append(f"the VM's own device at slot {slot} was removed")
-            await self._vm.query("device_del", {"id": self._own.pop(slot)})
+            await self.vm.query("device_del", {"id": self.own.pop(slot)})
             return
         attachment = self.attached.get(slot)
         if attachment is None:
-            _refuse(NOT_FOUND, f"slot {slot} is empty")
+            refuse(NOT_FOUND, f"slot {slot} is empty")
         try:
             await self._host.detach(attachment)
         except OutcomeUnknownError as error:
-            _refuse(SERVICE_DISCONNECT, str(error))
+            refuse(SERVICE_DISCONNECT, str(error))
         except VMGoneError:
             raise
         except BackendError as error:
-            _refuse(FAIL, str(error))
+            refuse(FAIL, str(error))
         del self.attached[slot]
 
     async def _relay(self, request: GuestRequest) -> None:
         try:
             answer = await self._guest.modify(request.document)
         except OutcomeUnknownError as error:
-            _refuse(CONNECTION_CLOSED, str(error))
+            refuse(CONNECTION_CLOSED, str(error))
         except VMGoneError:
             raise
         except BackendError as error:
-            _refuse(CONNECT_FAILED, str(error))
+            refuse(CONNECT_FAILED, str(error))
         if is_failure(answer.code):
-            _refuse(answer.code, answer.text)
+            refuse(answer.code, answer.text)
 
     async def _there(self) -> dict[Slot, str]:
         """The paths of what QEMU says is there, and the VM's own."""
@@ -284,8 +295,8 @@ class HCSOnQEMU:
         try:
             seen = await self._host.survey(attached.values())
         except VMGoneError as error:
-            _refuse(STOPPED, str(error))
-        paths = {slot: f"C:\\own\\{name}.vhdx" for slot, name in self._own.items()}
+            refuse(STOPPED, str(error))
+        paths = {slot: f"C:\\own\\{name}.vhdx" for slot, name in self.own.items()}
         for slot, attachment in attached.items():
             if seen[attachment.serial] is Presence.PRESENT:
                 paths[slot] = attachment.disk.path
@@ -297,37 +308,9 @@ class HCSOnQEMU:
 
     def _refuse_wrong(self, text: str, problem: object) -> NoReturn:
         self.violations.append(f"{problem}: {text}")
-        _refuse(INVALID_JSON, str(problem))
-
-
-def _listing(paths: Mapping[Slot, str]) -> dict[str, Any]:
-    controllers: dict[str, Any] = {}
-    for slot, path in sorted(paths.items()):
-        disks = controllers.setdefault(str(slot.controller), {"MappedVirtualDisks": {}})
-        entry = {"HostPath": path, "Lun": slot.lun, "AttachOnly": True}
-        disks["MappedVirtualDisks"][str(slot.lun)] = entry
-    return controllers
+        refuse(INVALID_JSON, str(problem))
 
 
 def _format(path: str) -> ImageFormat:
     """By its suffix, as the service tells them."""
     return ImageFormat.VHDX if path.lower().endswith(".vhdx") else ImageFormat.VHD
-
-
-def _settle(
-    outcome: asyncio.Future[Exception | None], done: asyncio.Task[None], late: Late
-) -> None:
-    error = done.exception()
-    assert error is None or isinstance(error, Exception)
-    outcome.set_result(error)
-    late.ended.set()
-
-
-def _refuse(code: int, words: str = "") -> NoReturn:
-    """Answer as the library does: with a code, and a document of the error."""
-    document = {"Error": signed(code), **({"ErrorMessage": words} if words else {})}
-    raise failure(code, _compact(document))
-
-
-def _compact(document: Mapping[str, Any]) -> str:
-    return json.dumps(document, separators=(",", ":"), ensure_ascii=False)

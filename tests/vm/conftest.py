@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
+from support.hcs_on_qemu import HCSOnQEMU
 from support.machine import eventually, look
+from support.pairs import TAKEN, vm_with_a_device
 
 from hotlun import Manager
 from hotlun.vm import Machine
@@ -71,6 +73,27 @@ async def manager(shared_vm: Machine) -> AsyncIterator[Manager]:
     """A Manager on the file's VM; what the test does not release, leaving does."""
     async with Manager(shared_vm.host, shared_vm.guest) as manager:
         yield manager
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def one_service() -> AsyncIterator[HCSOnQEMU]:
+    """The compute service with one VM for a file of tests, which has a device of its own."""
+    async with (
+        vm_with_a_device(connect=False) as vm,
+        HCSOnQEMU.serving(vm, own={TAKEN: "own"}) as service,
+    ):
+        yield service
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def service(one_service: HCSOnQEMU) -> AsyncIterator[HCSOnQEMU]:
+    """The service, whose VM is found afterwards as it was before."""
+    before = await look(one_service.vm)
+    one_service.lists_disks = True
+    yield one_service
+    assert one_service.attached == {}
+    assert one_service.violations == []
+    assert await eventually(one_service.vm, before) == before
 
 
 @pytest.fixture
