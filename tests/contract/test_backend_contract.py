@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
-from support.hcs_pairs import hcs_on_qemu_pair, silent_hcs_on_qemu_pair
+from support.hcs_pairs import hcs_by_library_pair, hcs_on_qemu_pair, silent_hcs_on_qemu_pair
 from support.pairs import TAKEN, memory_pair, real_pair
 
 from hotlun import BackendError, GuestMount, MountConfig, Slot, SlotTakenError
@@ -29,8 +29,9 @@ PAIRS = {
     "qemu and bridge": real_pair,
     "hcs on qemu": hcs_on_qemu_pair,
     "hcs on qemu, silent": silent_hcs_on_qemu_pair,
+    "hcs by its library": hcs_by_library_pair,
 }
-ON_A_VM = PAIRS.keys() - {"memory"}
+ON_A_VM = PAIRS.keys() - {"memory", "hcs by its library"}
 
 
 @pytest_asyncio.fixture(

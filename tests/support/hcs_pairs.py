@@ -7,11 +7,14 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from support import disks
+from support.computecore import VM, fake_computecore
 from support.hcs_on_qemu import ID, HCSOnQEMU
-from support.pairs import TAKEN, Pair, VMPair, vm_with_a_device
+from support.pairs import TAKEN, Pair, State, VMPair, vm_with_a_device
 
-from hotlun import Disk, DiskKind
+from hotlun import Disk, DiskKind, Slot
 from hotlun.backends.hcs import HCSGuestBackend, HCSHostBackend
+from hotlun.bridge import messages
+from hotlun.hcs import open_system
 from hotlun.model import Presence
 
 if TYPE_CHECKING:
@@ -19,12 +22,18 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
+    from support.computecore import FakeComputeCore
+
     from hotlun import Attachment
     from hotlun.model import GuestSurvey
     from hotlun.vm import Machine
 
 NEWEST, OLDEST = "vhdx", "vpc"
 """What qemu-img calls the two formats that Hyper-V reads."""
+
+
+FEATURES = [messages.FEATURE_OPTIONS, messages.FEATURE_FILESYSTEMS]
+"""Of the agent that there is not behind the library."""
 
 
 class HCSPair(Pair):
@@ -91,6 +100,51 @@ def image(folder: Path, name: str, form: str) -> Path:
     raw.unlink()
     path.chmod(0o600)
     return path
+
+
+class HCSByLibraryPair(HCSPair):
+    """The shipped calls into computecore.dll, and a library that checks each of them."""
+
+    vm_id = VM
+
+    def __init__(self, fake: FakeComputeCore, host: HCSHostBackend, guest: HCSGuestBackend) -> None:
+        super().__init__()
+        self._fake = fake
+        self.host, self.guest = host, guest
+        fake.attach(TAKEN.controller, TAKEN.lun, "C:\\boot.vhdx")
+
+    def disk(self, name: str) -> Disk:
+        return Disk(f"C:\\disks\\{name}.vhdx", DiskKind.VIRTUAL_DISK)
+
+    def bad_disk(self) -> Disk:
+        return self.disk("missing")
+
+    def refuse_mount(self, path: str) -> None:
+        """The library refuses such paths."""
+        assert path.startswith("/proc/")
+
+    async def state(self) -> State:
+        state = self._fake.state
+        own = [disk for disk in state.disks if (disk.controller, disk.lun) != OWN_PLACE]
+        return State(
+            frozenset((disk.path, Slot(disk.controller, disk.lun)) for disk in own),
+            frozenset(Slot(d.controller, d.lun) for d in own if not d.is_unplugged),
+            frozenset(state.mounts),
+            frozenset(path for _, path in state.grants),
+        )
+
+
+OWN_PLACE = (TAKEN.controller, TAKEN.lun)
+
+
+@asynccontextmanager
+async def hcs_by_library_pair(folder: Path) -> AsyncIterator[Pair]:
+    """Every call was right, and nothing is left open."""
+    with fake_computecore() as fake:
+        fake.tells(messages.negotiate_response(FEATURES)["Capabilities"])
+        async with open_system(VM, core=fake.core) as system:
+            guest = await HCSGuestBackend.connect(system, "linux")
+            yield HCSByLibraryPair(fake, HCSHostBackend(system), guest)
 
 
 @asynccontextmanager
