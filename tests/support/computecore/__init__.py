@@ -51,6 +51,7 @@ class When(IntEnum):
     AT_END = 1
     UNTIL_TOLD = 2
     LATE_WAITS = 3
+    AFTERWARDS = 4
 
 
 class Disk(NamedTuple):
@@ -125,6 +126,10 @@ class FakeComputeCore:
         """What is to become of the next call of a kind that has no turn yet."""
         words = document.encode() or None
         self._library.fake_script(call, when, code & 0xFFFFFFFF, words, milliseconds)
+
+    def calm(self) -> None:
+        """No call that is yet to come has a turn any more."""
+        self._library.fake_calm()
 
     def finish(self, code: int = 0, document: str = "") -> None:
         """The oldest operation that waits to be told ends."""

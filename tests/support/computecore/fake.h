@@ -95,7 +95,7 @@ char *error_document(HRESULT code, const char *message);
 /* script.c: what the test wants of the next call of a kind. */
 
 typedef enum { OPEN, CREATE, MODIFY, PROPERTIES, ENUMERATE, GRANT, REVOKE, CALLS } Call;
-typedef enum { AT_START, AT_END, UNTIL_TOLD, LATE_WAITS } When;
+typedef enum { AT_START, AT_END, UNTIL_TOLD, LATE_WAITS, AFTERWARDS } When;
 
 typedef struct Turn {
     Call call;

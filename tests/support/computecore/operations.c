@@ -149,6 +149,16 @@ EXPORT void HcsCloseOperation(void *operation) {
     pthread_mutex_unlock(&lock);
 }
 
+static void carry_out(Operation *one) {
+    if (one->call == ENUMERATE) {
+        one->code = systems_enumerate(one->document, &one->result);
+        return;
+    }
+    System *system = system_find(one->system->id);
+    one->code = one->call == MODIFY ? system_modify(system, one->document, &one->result)
+                                    : system_properties(system, one->document, &one->result);
+}
+
 /* Wait until the test wants the end, and bring it about. */
 static void *run(void *argument) {
     Operation *one = argument;
@@ -159,20 +169,17 @@ static void *run(void *argument) {
         while (!one->told)
             pthread_cond_wait(&change, &lock);
         pending--;
-    } else if (one->turn && one->turn->when == AT_END && one->turn->milliseconds) {
+    } else if (one->turn && one->turn->when != LATE_WAITS && one->turn->milliseconds) {
         struct timespec end = after((uint32_t)one->turn->milliseconds);
         while (!one->told && pthread_cond_timedwait(&change, &lock, &end) != ETIMEDOUT)
             ;
     }
-    if (one->turn && one->turn->code)
+    if (one->turn && one->turn->code && one->turn->when != AFTERWARDS)
         one->code = one->turn->code;
-    else if (one->call == ENUMERATE)
-        one->code = systems_enumerate(one->document, &one->result);
-    else {
-        System *system = system_find(one->system->id);
-        one->code = one->call == MODIFY ? system_modify(system, one->document, &one->result)
-                                        : system_properties(system, one->document, &one->result);
-    }
+    else
+        carry_out(one);
+    if (one->turn && one->turn->when == AFTERWARDS) /* done, and said to be otherwise */
+        one->code = one->turn->code;
     if (one->turn && one->turn->document) {
         free(one->result);
         one->result = strdup(one->turn->document);

@@ -47,6 +47,12 @@ EXPORT void fake_script(int call, int when, int32_t code, const char *document, 
     pthread_mutex_unlock(&lock);
 }
 
+EXPORT void fake_calm(void) {
+    pthread_mutex_lock(&lock);
+    turns_forget();
+    pthread_mutex_unlock(&lock);
+}
+
 EXPORT int fake_unused_turns(void) {
     pthread_mutex_lock(&lock);
     int count = 0;
