@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support.computecore import VM, Call, FakeComputeCore, When, fake_computecore
 
-from hotlun import HotlunError, Manager, Mount, MountConfig
+from hotlun import HotlunError, Manager, Mount, MountConfig, Slot
 from hotlun.backends.hcs import HCSGuestBackend, HCSHostBackend
 from hotlun.hcs import open_system
 
@@ -27,6 +27,7 @@ BUSY, DENIED, GONE_AWAY = 0x80370105, 0x80070005, 0x8037011E
 PATIENCE = 0.02
 """Seconds for a call; many here take longer."""
 OPERATIONS = 80
+OWN = [Slot(0, 1)]
 
 
 class Storm:
@@ -37,10 +38,11 @@ class Storm:
         self.fake = fake
         self.tasks: set[asyncio.Task[None]] = set()
         fake.attach(0, 1, "C:\\boot.vhdx")
+        fake.tells(disks=seed % 2 == 0)
 
     async def run(self) -> None:
         async with open_system(VM, core=self.fake.core, timeout=PATIENCE) as system:
-            host = HCSHostBackend(system, timeout=PATIENCE)
+            host = HCSHostBackend(system, own=OWN, timeout=PATIENCE)
             guest = HCSGuestBackend(system, "linux", timeout=PATIENCE)
             manager = Manager(host, guest, controllers=2, luns_per_controller=3)
             manager._reconciler.first_pause = 0.05

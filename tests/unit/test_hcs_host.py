@@ -11,6 +11,7 @@ from support.compute import NOT_FOUND, TAKEN, MemorySystem
 from hotlun import Attachment, Disk, DiskKind, ImageFormat, Slot
 from hotlun.backends import base
 from hotlun.backends.hcs import HCSHostBackend
+from hotlun.backends.occupants import Occupants
 from hotlun.errors import (
     BackendError,
     HotlunError,
@@ -157,7 +158,8 @@ class TestAttachingAndDetaching:
         self, host: HCSHostBackend, system: MemorySystem, code: int, kind: type[HotlunError]
     ) -> None:
         """With the service's code and words."""
-        for operation, call in (("attach", host.attach), ("detach", host.detach)):
+        await host.attach(ATTACHMENT)
+        for operation, call in (("detach", host.detach), ("attach", host.attach)):
             system.refuse(code, '{"ErrorMessage":"so it is"}')
             with pytest.raises(HotlunError, match="so it is") as caught:
                 await call(ATTACHMENT)
@@ -166,8 +168,6 @@ class TestAttachingAndDetaching:
             assert (error.operation, error.slot, error.disk) == (operation, Slot(1, 3), DISK)
             assert (error.code, error.detail) == (code, "so it is")
             assert "at slot 1:3" in str(error)
-            system.attached.clear()
-            host._gone.clear()
 
     async def test_a_refused_detach_can_be_tried_again(
         self, host: HCSHostBackend, system: MemorySystem
@@ -339,7 +339,7 @@ class TestSurveying:
     ) -> None:
         """It cannot be asked, and no slot is known to be taken."""
         assert await host.survey([ATTACHMENT]) is None
-        assert await base.occupied(host) == ()
+        assert await base.occupied(host) == frozenset()
 
     async def test_tells_which_slots_are_taken(
         self, host: HCSHostBackend, system: MemorySystem
@@ -461,14 +461,72 @@ class TestGranting:
         assert len(system.access_calls) == 2
 
 
-async def test_only_the_latest_departures_are_remembered(system: MemorySystem) -> None:
+class TestDisksOfTheVMsOwn:
+    """The service removes whatever is in a slot, the disk that the VM runs from too."""
+
+    async def test_that_are_known_keep_their_slots(self, system: MemorySystem) -> None:
+        """Nothing is asked of the service for those."""
+        host = HCSHostBackend(system, own=[Slot(1, 3), Slot(0, 0)])
+        assert await base.occupied(host) == {Slot(0, 0), Slot(1, 3)}
+        with pytest.raises(SlotTakenError) as caught:
+            await host.attach(ATTACHMENT)
+        assert (caught.value.slot, caught.value.disk) == (Slot(1, 3), DISK)
+        await host.detach(ATTACHMENT)
+        assert system.documents == [REMOVE]  # of another process, for all that is known
+
+    async def test_that_are_not_known_are_never_removed(
+        self, host: HCSHostBackend, system: MemorySystem
+    ) -> None:
+        """If the slot may have been taken, and nobody tells, the undoing is refused."""
+        system.refuse(0x8037011E)
+        with pytest.raises(OutcomeUnknownError):
+            await host.attach(ATTACHMENT)
+        for _ in range(2):
+            with pytest.raises(OutcomeUnknownError, match=r"VM's own; .*own="):
+                await host.detach(ATTACHMENT)
+        assert system.documents == [ADD]
+
+    async def test_are_told_apart_where_the_service_lists_them(
+        self, host: HCSHostBackend, system: MemorySystem
+    ) -> None:
+        """By the path that is in the slot."""
+        for path, removed in (("C:\\boot.vhdx", []), (DISK.path, [REMOVE])):
+            system.told = listing(s1_3=path)
+            system.refuse(0x8037011E)
+            attachment = Attachment(Slot(1, 3), DISK, f"h{len(removed)}x")
+            with pytest.raises(OutcomeUnknownError):
+                await host.attach(attachment)
+            await host.detach(attachment)
+            assert system.documents == [ADD, *removed]
+            system.documents.clear()
+
+    async def test_are_not_where_one_of_ours_has_been(
+        self, host: HCSHostBackend, system: MemorySystem
+    ) -> None:
+        """An unknown attach there is undone without asking."""
+        await host.attach(ATTACHMENT)
+        await host.detach(ATTACHMENT)
+        system.refuse(0x8037011E)
+        with pytest.raises(OutcomeUnknownError):
+            await host.attach(NEWER)
+        await host.detach(NEWER)
+        assert system.documents[-1] == REMOVE
+
+    async def test_are_elsewhere_if_all_are_known(self, system: MemorySystem) -> None:
+        """Nor is it asked then."""
+        host = HCSHostBackend(system, own=())
+        system.refuse(0x8037011E)
+        with pytest.raises(OutcomeUnknownError):
+            await host.attach(ATTACHMENT)
+        await host.detach(ATTACHMENT)
+        assert system.documents == [ADD, REMOVE]
+
+
+def test_only_the_latest_departures_are_remembered() -> None:
     """A backend may live for years."""
-    host = HCSHostBackend(system)
-    for number in range(1100):
-        await host.detach(Attachment(Slot(0, 0), DISK, f"h{number}"))
-    assert len(host._gone) == 1024
-
-
-def test_not_found_is_what_it_is() -> None:
-    """The code that means that there is nothing to undo."""
-    assert failure(NOT_FOUND).code == NOT_FOUND
+    occupants = Occupants(None)
+    many = [Attachment(Slot(0, 0), DISK, f"h{number}") for number in range(1100)]
+    for attachment in many:
+        occupants.is_gone(attachment)
+    assert sum(occupants.knows(attachment) is False for attachment in many) == 1024
+    assert occupants.knows(many[-1]) is False

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 from hotlun.backends import requests
 from hotlun.backends.errand import Errand
+from hotlun.backends.occupants import Occupants
 from hotlun.backends.unfinished import Unfinished
 from hotlun.bridge.messages import Capabilities, Fields, HResult, MessageError
 from hotlun.errors import (
@@ -40,8 +41,6 @@ _log = logging.getLogger("hotlun.hcs")
 PATIENCE = 15.0
 """Seconds to wait for what was begun at a slot before, and has had its own time already."""
 
-_MOST_GONE = 1024
-"""Attachments that are remembered after they have gone."""
 _CONNECTION_QUERY = {"PropertyTypes": ["GuestConnection"]}
 _GUESTS_OWN = 0xC0370000
 """The family of codes that a guest's agent gives itself."""
@@ -57,6 +56,9 @@ class HCSHostBackend:
         system: the VM, open for as long as this is used.
         controllers: names or GUIDs of its SCSI controllers, as its document has them; the first
             is our number 0. A Linux guest finds those by GUID, and no others.
+        own: the slots that its document fills (`document_slots`), which are given to nobody;
+            None if that is not known. Then an attach of which nobody can tell whether it was
+            done cannot be undone, either, at a slot where it may have met a disk of the VM's own.
         timeout: seconds to wait for what was begun at a slot before.
 
     Raises:
@@ -72,6 +74,7 @@ class HCSHostBackend:
         system: System,
         *,
         controllers: Sequence[str] = CONTROLLERS,
+        own: Collection[Slot] | None = None,
         timeout: float = PATIENCE,
     ) -> None:
         _check_system(system)
@@ -85,10 +88,7 @@ class HCSHostBackend:
         self._system = system
         self._controllers = tuple(controllers)
         self._unfinished = Unfinished(timeout)
-        self._at: dict[Slot, Attachment] = {}
-        """What is, or may be, there."""
-        self._gone: dict[str, None] = {}
-        """Serials of what certainly is not any more, the latest last."""
+        self._occupants = Occupants(own)
         self._grants: set[tuple[str, str]] = set()
 
     async def attach(self, attachment: Attachment) -> None:
@@ -101,21 +101,23 @@ class HCSHostBackend:
             VMGoneError: the VM has ended.
             OutcomeUnknownError: it may have been done; `detach` undoes it.
         """
-        errand, slot = Errand.on(attachment, "attach"), attachment.slot
+        errand, slot, occupants = Errand.on(attachment, "attach"), attachment.slot, self._occupants
         document = documents.add_document(attachment, self._controllers)
+        if slot in (occupants.own or ()):
+            raise errand.error(SlotTakenError, "a disk of the VM's own is there: use another slot")
         before: Attachment | None = None
 
         async def begin() -> None:
             nonlocal before
-            before = self._at.get(slot)
-            self._at[slot] = attachment
+            before = occupants.at(slot)
+            occupants.comes(attachment)
             await self._system.modify(document)
 
         def ended(error: BaseException | None) -> None:
-            if isinstance(error, BackendError) and self._at.get(slot) is attachment:
-                self._is_gone(attachment)
-                if before is not None:
-                    self._at[slot] = before
+            if error is None:
+                occupants.is_there(attachment)
+            elif isinstance(error, BackendError):
+                occupants.is_gone(attachment, before)
 
         _log.debug("%s", errand)
         with _told_of(errand):
@@ -136,12 +138,12 @@ class HCSHostBackend:
         document = documents.remove_document(attachment, self._controllers)
 
         async def begin() -> None:
-            if await self._has(attachment):
+            if await self._is_to_go(attachment):
                 await self._system.modify(document)
 
         def ended(error: BaseException | None) -> None:
             if error is None or _meaning(error) is Meaning.ABSENT:
-                self._is_gone(attachment)
+                self._occupants.is_gone(attachment)
 
         _log.debug("%s", errand)
         with _told_of(errand, fine=Meaning.ABSENT):
@@ -168,15 +170,13 @@ class HCSHostBackend:
         }
 
     async def occupied(self) -> Collection[Slot]:
-        """The slots that the service says are filled; none if it does not say.
-
-        Give the others that the VM's document fills to the Manager: see `document_slots`.
+        """The VM's own slots, if they are known, and whatever the service says is filled.
 
         Raises:
             BackendError: the service does not answer.
         """
         paths = await self._paths("list the disks")
-        return () if paths is None else frozenset(paths)
+        return frozenset(paths or ()) | (self._occupants.own or frozenset())
 
     def plan_grant(self, disk: Disk, vm_id: str) -> str:  # noqa: ARG002 - the protocol's
         """Says that a grant can be revoked in another process; `""` if there is none to be made."""
@@ -233,29 +233,32 @@ class HCSHostBackend:
             await self._system.revoke_vm_access(vm_id, disk.path)
         self._grants.discard((vm_id, disk.path))
 
-    async def _has(self, attachment: Attachment) -> bool:
-        """Whether it is, or may be, there; asked once nothing is under way at its slot."""
-        known = self._knows(attachment)
-        if known is not None:
+    async def _is_to_go(self, attachment: Attachment) -> bool:
+        """Whether its slot holds it, or may do so; asked once nothing is under way there.
+
+        Raises:
+            OutcomeUnknownError: it may as well hold a disk of the VM's own.
+        """
+        known = self._occupants.knows(attachment)
+        if known is False or (known and not self._occupants.may_be_another(attachment)):
             return known
         paths = await self._paths("detach")
-        return paths is None or self._presence(attachment, paths) is not Presence.ABSENT
+        presence = Presence.UNKNOWN if paths is None else self._presence(attachment, paths)
+        if known and presence is Presence.UNKNOWN:
+            raise OutcomeUnknownError(
+                "whether it was attached is unknown, and what is in its slot may be a disk of the "
+                "VM's own; make the backend with `own=` (see `document_slots`), or end the VM"
+            )
+        return presence is not Presence.ABSENT
 
     def _presence(self, attachment: Attachment, paths: Mapping[Slot, str]) -> Presence:
-        if self._knows(attachment) is False:
+        if self._occupants.knows(attachment) is False:
             return Presence.ABSENT
         there = paths.get(attachment.slot)
         if there is None:
             return Presence.UNKNOWN
         is_it = _folded(there) == _folded(attachment.disk.path)
         return Presence.PRESENT if is_it else Presence.ABSENT
-
-    def _knows(self, attachment: Attachment) -> bool | None:
-        """Whether it is, or may be, there; None if this process has had nothing to do with it."""
-        known = self._at.get(attachment.slot)
-        if known is not None:
-            return known.serial == attachment.serial
-        return False if attachment.serial in self._gone else None
 
     async def _paths(self, operation: str) -> Mapping[Slot, str] | None:
         errand = Errand(operation)
@@ -274,14 +277,6 @@ class HCSHostBackend:
                 VMGoneError, "the VM has stopped, and every attachment went with it: forget them"
             )
         return documents.attached_paths(found)
-
-    def _is_gone(self, attachment: Attachment) -> None:
-        known = self._at.get(attachment.slot)
-        if known is not None and known.serial == attachment.serial:
-            del self._at[attachment.slot]
-        self._gone[attachment.serial] = None
-        while len(self._gone) > _MOST_GONE:
-            del self._gone[next(iter(self._gone))]
 
 
 class HCSGuestBackend:
