@@ -1,8 +1,7 @@
 """The table of attachments: which disk is which, who may share it, and conflicts.
 
-The twin of `mounts`. A file is known by (st_dev, st_ino) and a block device by
-st_rdev, whatever path leads to it; one that does not exist here by its
-canonical path; an extensible virtual disk by provider and path as written.
+The twin of `mounts`. What a disk of the host's is known by, `host_paths` says; an
+extensible virtual disk is known by provider and path as written.
 """
 
 from __future__ import annotations
@@ -10,18 +9,19 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
-import stat
 import string
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from hotlun.errors import DiskConflictError
 from hotlun.facts import Fact
+from hotlun.host_paths import HERE
 from hotlun.model import Disk, DiskKind, GuestMount, ImageFormat
 from hotlun.slots import SlotState, SlotStatus
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator
 
+    from hotlun.host_paths import PathRules
     from hotlun.model import Slot
     from hotlun.records import Identity
     from hotlun.wants import DiskState, Handle
@@ -48,19 +48,24 @@ class DiskRequest(NamedTuple):
 
 
 def virtual_disk(
-    host_path: str | os.PathLike[str], read_only: bool, image_format: ImageFormat | None
+    host_path: str | os.PathLike[str],
+    read_only: bool,
+    image_format: ImageFormat | None,
+    rules: PathRules = HERE,
 ) -> DiskRequest:
     """An image file; a format that is not stated follows from the canonical path's suffix."""
-    name, path, identity = identify(host_path)
+    name, path, identity = identify(host_path, rules)
     stated = None if image_format is None else ImageFormat(image_format)
-    resolved = stated or _FORMATS.get(os.path.splitext(path)[1].lower())
+    resolved = stated or _FORMATS.get(rules.suffix(path))
     disk = Disk(path, DiskKind.VIRTUAL_DISK, bool(read_only), format=resolved)
     return DiskRequest(disk, identity, name, stated is not None)
 
 
-def physical_disk(host_path: str | os.PathLike[str], read_only: bool) -> DiskRequest:
+def physical_disk(
+    host_path: str | os.PathLike[str], read_only: bool, rules: PathRules = HERE
+) -> DiskRequest:
     """A block device of the host."""
-    name, path, identity = identify(host_path)
+    name, path, identity = identify(host_path, rules)
     return DiskRequest(Disk(path, DiskKind.PHYSICAL_DISK, bool(read_only)), identity, name)
 
 
@@ -76,22 +81,21 @@ def extensible_virtual_disk(host_path: str | os.PathLike[str], read_only: bool) 
     return DiskRequest(disk, ("evd", provider, path), text)
 
 
-def identify(host_path: str | os.PathLike[str]) -> tuple[str, str, Identity]:
+def identify(
+    host_path: str | os.PathLike[str], rules: PathRules = HERE
+) -> tuple[str, str, Identity]:
     """The path made absolute, the canonical one, and what a disk there is known by."""
     path = os.fspath(host_path)
     if not isinstance(path, str):
         raise TypeError(f"a host path is a str or os.PathLike[str]: {path!r}")
     if not path or "\0" in path:
         raise ValueError(f"a host path is not empty and holds no NUL: {path!r}")
-    name = os.path.abspath(path)
-    path = os.path.realpath(path)
+    name, path = rules.locate(path)
     try:
         status = os.stat(path)
     except OSError:
-        return name, path, ("path", path, "")
-    if stat.S_ISBLK(status.st_mode):
-        return name, path, ("device", status.st_rdev, 0)
-    return name, path, ("file", status.st_dev, status.st_ino)
+        return name, path, rules.identity(path, None)
+    return name, path, rules.identity(path, status)
 
 
 def unique_names() -> Iterator[str]:
@@ -120,11 +124,17 @@ def status(slot: Slot, state: DiskState, mounts: Container[Handle]) -> SlotStatu
 
 
 class AttachmentTable:
-    """The attachments of one VM, by what their disks are known by."""
+    """The attachments of one VM, by what their disks are known by.
 
-    def __init__(self) -> None:
+    Args:
+        rules: whose paths theirs are.
+    """
+
+    def __init__(self, rules: PathRules = HERE) -> None:
+        self._rules = rules
         self._by_identity: dict[Identity, DiskState] = {}
         self._by_path: dict[str, DiskState] = {}
+        """By what all spellings of a path have in common."""
 
     def __iter__(self) -> Iterator[DiskState]:
         """Oldest first; the table may change meanwhile."""
@@ -136,9 +146,10 @@ class AttachmentTable:
     def find(self, request: DiskRequest) -> DiskState | None:
         """The state of the disk asked for, or of another one that was attached by this path."""
         if not request.disk.provider:
-            by_path = self._by_path.get(request.disk.path) or self._by_path.get(request.name)
-            if by_path is not None:
-                return by_path
+            for path in (request.disk.path, request.name):
+                by_path = self._by_path.get(self._rules.fold(path))
+                if by_path is not None:
+                    return by_path
         return self._by_identity.get(request.identity)
 
     def check_sharing(self, state: DiskState, request: DiskRequest) -> None:
@@ -149,7 +160,8 @@ class AttachmentTable:
         """
         there, asked = state.attachment.disk, request.disk
         # A path without a file here names no other identity than the one attached by it.
-        if request.identity not in (state.identity, ("path", there.path, "")):
+        by_path = self._rules.identity(there.path, None)
+        if request.identity not in (state.identity, by_path):
             conflict = f"{request.name} names another file than the one that is attached"
         elif there.kind != asked.kind:
             conflict = f"it is attached as {there.kind}, not {asked.kind}"
@@ -171,10 +183,10 @@ class AttachmentTable:
         """A new attachment."""
         self._by_identity[state.identity] = state
         if not state.attachment.disk.provider:
-            self._by_path[state.attachment.disk.path] = state
+            self._by_path[self._rules.fold(state.attachment.disk.path)] = state
 
     def remove(self, state: DiskState) -> None:
         """The attachment is gone with all that hung on it."""
         del self._by_identity[state.identity]
         if not state.attachment.disk.provider:
-            del self._by_path[state.attachment.disk.path]
+            del self._by_path[self._rules.fold(state.attachment.disk.path)]

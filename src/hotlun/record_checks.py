@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hotlun.facts import TABLE, Fact, Kind
+from hotlun.host_paths import HERE
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
@@ -45,7 +46,7 @@ def _its_own(record: DiskRecord) -> Iterable[tuple[str, Hashable]]:
     yield "serial", record.serial
     yield "file", record.identity
     if not record.disk.provider:
-        yield "path", record.disk.path
+        yield "path", HERE.fold(record.disk.path)
     if not record.is_vacated:
         yield "slot", record.slot
     yield from (("guest path", mount.path) for mount in record.mounts)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SOURCE = Path(__file__).parent.parent.parent / "src" / "hotlun"
 
 LAYERS = (
-    {"errors", "secret", "owners", "host_paths"},
+    {"errors", "secret", "owners", "windows_paths", "host_paths"},
     {"mount_config"},
     {"model"},
     {"backends.base", "facts", "events", "journal"},
@@ -39,6 +39,7 @@ BELOW_BACKENDS = {
     "host_paths",
     "images",
     "model",
+    "windows_paths",
 }
 HOSTS_END = {"bridge.client", "bridge.keeper", "bridge.wire"}
 CORE = set().union(*LAYERS)

@@ -12,6 +12,7 @@ import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
+from hotlun import windows_paths
 from hotlun.backends import requests
 from hotlun.backends.errand import Errand
 from hotlun.backends.occupants import Occupants
@@ -257,7 +258,7 @@ class HCSHostBackend:
         there = paths.get(attachment.slot)
         if there is None:
             return Presence.UNKNOWN
-        is_it = _folded(there) == _folded(attachment.disk.path)
+        is_it = windows_paths.fold(there) == windows_paths.fold(attachment.disk.path)
         return Presence.PRESENT if is_it else Presence.ABSENT
 
     async def _paths(self, operation: str) -> Mapping[Slot, str] | None:
@@ -431,7 +432,3 @@ def _is_the_guests(error: BackendError) -> bool:
 def _check_system(system: System) -> None:
     if not isinstance(system, System):
         raise TypeError(f"not a System, as `open_system` gives it: {system!r}")
-
-
-def _folded(path: str) -> str:
-    return path.removeprefix("\\\\?\\").upper()
