@@ -2,7 +2,8 @@ r"""Paths inside the guest: their rules, and which are taken.
 
 A guest path is absolute, holds no `..` and no NUL, and is normalised: `//`,
 `.` and a trailing separator make no difference. Linux guests compare them byte
-for byte, Windows guests (`c:\mounts\scsi\m0`, `/` works too) without case.
+for byte, Windows guests (`c:\mounts\scsi\m0`, `/` works too) without case and without
+dots and spaces at the end.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+from hotlun import windows_paths
 from hotlun.errors import GuestPathConflictError
 
 if TYPE_CHECKING:
@@ -23,14 +25,20 @@ DEFAULT_FORMAT: Final[dict[OSType, str]] = {
 }
 
 _SEPARATORS: Final[dict[OSType, str]] = {"linux": "/", "windows": "\\"}
-_WINDOWS_ROOT = re.compile(r"[A-Za-z]:[\\/]")
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+_RESERVED = re.compile(r'[\x01-\x1f<>:"|?*]')
+_DEVICES = re.compile(
+    r"(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(COM|LPT)[0-9\xb9\xb2\xb3]) *(\.|$)", re.IGNORECASE
+)
+"""Names that Windows reserves, in every folder (Microsoft Learn: "Naming Files, Paths")."""
 
 
 def normalise(path: str, os_type: OSType) -> str:
     """The one spelling of a guest path.
 
     Raises:
-        ValueError: it is relative, is the root itself, or holds `..` or NUL.
+        ValueError: it is relative, is the root itself, or holds `..` or NUL; or, in a Windows
+            guest, what no name can hold there.
         TypeError: it is not a string.
     """
     if not isinstance(path, str):
@@ -41,21 +49,34 @@ def normalise(path: str, os_type: OSType) -> str:
         path.encode()
     except UnicodeEncodeError:
         raise ValueError(f"a guest path is text that UTF-8 can carry: {path!r}") from None
-    if os_type == "windows":
-        if not _WINDOWS_ROOT.match(path):
-            raise ValueError(f"a guest path is absolute, with a drive: {path!r}")
-        root, rest = path[:2], path[2:].replace("/", "\\")
-    else:
-        if not path.startswith("/"):
-            raise ValueError(f"a guest path is absolute: {path!r}")
-        root, rest = "", path
-    separator = _SEPARATORS[os_type]
-    parts = [part for part in rest.split(separator) if part not in ("", ".")]
-    if ".." in parts:
-        raise ValueError(f"a guest path holds no '..': {path!r}")
-    if not parts:
+    parts = _windows_names(path) if os_type == "windows" else _linux_names(path)
+    if len(parts) < 2:
         raise ValueError(f"nothing can be mounted over the guest's root: {path!r}")
-    return separator.join((root, *parts))
+    return _SEPARATORS[os_type].join(parts)
+
+
+def _linux_names(path: str) -> list[str]:
+    if not path.startswith("/"):
+        raise ValueError(f"a guest path is absolute: {path!r}")
+    names = [name for name in path.split("/") if name not in ("", ".")]
+    if ".." in names:
+        raise ValueError(f"a guest path holds no '..': {path!r}")
+    return ["", *names]
+
+
+def _windows_names(path: str) -> list[str]:
+    if not _DRIVE.match(path):
+        raise ValueError(f"a guest path is absolute, and begins with a drive: {path!r}")
+    for name in re.split(r"[\\/]", path[3:]):
+        if name not in ("", ".") and not name.strip(". "):
+            raise ValueError(f"a guest path holds no '..', nor its like: {path!r}")
+        if _RESERVED.search(name) or _DEVICES.match(name):
+            raise ValueError(f"nothing can be called {name!r} in a Windows guest: {path!r}")
+    names = windows_paths.parse(path).names
+    # Windows drops such ends from the last name alone, so nobody can make such a folder.
+    if any(name.endswith((".", " ")) for name in names):
+        raise ValueError(f"no folder's name ends in dots or spaces in a Windows guest: {path!r}")
+    return [path[:2], *names]
 
 
 class GuestPaths:
@@ -160,13 +181,14 @@ class GuestPaths:
             return "is another guest mount's"
         if key in self._above:
             return "lies above another guest mount's"
-        for folder in _folders(key, _SEPARATORS[self._os_type]):
+        separator = _SEPARATORS[self._os_type]
+        for folder, spelt in zip(_folders(key, separator), _folders(path, separator), strict=True):
             if folder in self._taken:
-                return f"lies below another guest mount's, {folder}"
+                return f"lies below another guest mount's, {spelt}"
         return ""
 
     def _key(self, path: str) -> str:
-        return path.casefold() if self._os_type == "windows" else path
+        return windows_paths.upper(path) if self._os_type == "windows" else path
 
 
 @lru_cache(maxsize=1024)

@@ -37,16 +37,45 @@ def test_linux_paths_that_can_never_be_right(path: str) -> None:
 
 @pytest.mark.parametrize(
     ("written", "normal"),
-    [(r"c:\a", r"c:\a"), ("c:/a/b", r"c:\a\b"), ("D:\\a\\\\b\\", r"D:\a\b")],
+    [
+        (r"c:\a", r"c:\a"),
+        ("c:/a/b", r"c:\a\b"),
+        ("D:\\a\\\\b\\", r"D:\a\b"),
+        (r"c:\.\a\.\b", r"c:\a\b"),
+        (r"c:\a.\b. .", r"c:\a\b"),
+        (r"c:\a b\.c", r"c:\a b\.c"),
+        (r"c:\console\com", r"c:\console\com"),
+    ],
 )
 def test_windows_spellings(written: str, normal: str) -> None:
-    """Both separators, a drive, no trailing one."""
+    """Both separators, a drive, no trailing one, and no dots and spaces at the end."""
     assert normalise(written, "windows") == normal
 
 
-@pytest.mark.parametrize("path", ["/a", r"c:a", r"\a", r"c:\a\..\b", "c:\\"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/a",
+        r"c:a",
+        r"\a",
+        r"c:\a\..\b",
+        "c:\\",
+        "c:/.",
+        r"\\?\c:\a",
+        r"\\server\share\a",
+        r"c:\a\.. ",
+        r"c:\...\a",
+        "c:\\a\\ ",
+        "c:\\a \\b",
+        r"c:\a..\b",
+        *(f"c:\\a{letter}b\\c" for letter in '<>:"|?*\n'),
+        r"c:\a\nul",
+        r"c:\Con.txt\a",
+        r"c:\com1 .x",
+    ],
+)
 def test_windows_paths_that_can_never_be_right(path: str) -> None:
-    """No drive, drive-relative, `..`, the drive's root."""
+    """No drive, drive-relative, `..`, the drive's root, and what no folder can be called."""
     with pytest.raises(ValueError, match="guest"):
         normalise(path, "windows")
 
@@ -76,6 +105,15 @@ async def test_windows_paths_conflict_without_case() -> None:
         await manager.add_virtual_disk(A, mount=EXT4, guest_path=r"c:\A")
         with pytest.raises(GuestPathConflictError):
             await manager.add_virtual_disk(B, mount=EXT4, guest_path=r"C:/a/b")
+
+
+def test_windows_paths_are_compared_as_its_file_system_does() -> None:
+    """Letter by letter: what only looks alike is another's."""
+    paths = GuestPaths(None, "windows")
+    paths.take(paths.normalise(r"c:\STRASSE"))
+    paths.check_free(paths.normalise("c:\\stra\u00dfe"))
+    with pytest.raises(GuestPathConflictError, match=r"below another guest mount's, C:.strasse"):
+        paths.check_free(paths.normalise("C:/strasse/a"))
 
 
 async def test_a_path_is_taken_when_the_add_is_decided(vm: VM) -> None:
