@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hotlun.attachments import identify
+from hotlun import Attachment, DiskConflictError, ImageFormat, Slot
+from hotlun.attachments import AttachmentTable, identify, physical_disk, virtual_disk
 from hotlun.host_paths import HERE, Posix, Windows, moved
+from hotlun.wants import DiskState
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -157,3 +159,46 @@ def test_a_suffix_is_the_last_names() -> None:
     assert Posix().suffix("/a.b/C.VHDX") == WINDOWS.suffix(r"C:\a.b\C.VHDX") == ".vhdx"
     assert Posix().suffix("/a.b/c") == WINDOWS.suffix(r"C:\a.b\c") == ""
     assert ntpath.splitext(r"C:\a.b\c")[1] == ""
+
+
+def attached(table: AttachmentTable, path: str) -> DiskState:
+    """A disk that is attached by this path on Windows."""
+    request = virtual_disk(path, False, None, WINDOWS)
+    state = DiskState(Attachment(Slot(0, 0), request.disk, "h1"), request.identity)
+    table.add(state)
+    return state
+
+
+def test_one_disk_of_windows_is_attached_once() -> None:
+    """However it is spelt when it is asked for again; and is gone by any spelling after that."""
+    table = AttachmentTable(WINDOWS)
+    state = attached(table, r"C:\vm\A.vhdx")
+    again = virtual_disk("//?/c:/VM/a.VHDX", False, None, WINDOWS)
+    assert table.find(again) is state
+    table.check_sharing(state, again)
+    table.remove(state)
+    assert table.find(again) is None
+    assert again.disk.format is ImageFormat.VHDX
+
+
+def test_a_path_of_windows_that_names_another_file_now() -> None:
+    """Is a conflict, in another case too; and is none while it names no file at all."""
+    table = AttachmentTable(WINDOWS)
+    state = attached(table, r"C:\vm\a.vhdx")
+    request = virtual_disk(r"c:\VM\A.vhdx", False, None, WINDOWS)
+    other = request._replace(identity=WINDOWS.identity(request.disk.path, status(number=5)))
+    assert table.find(other) is state
+    with pytest.raises(DiskConflictError, match="names another file"):
+        table.check_sharing(state, other)
+    state.identity = other.identity
+    table.check_sharing(state, request)
+
+
+def test_two_disks_of_windows_are_two() -> None:
+    """Of one sort, on one machine, with the same zeros for numbers."""
+    table = AttachmentTable(WINDOWS)
+    one, two = (physical_disk(rf"\\.\PhysicalDrive{n}", False, WINDOWS) for n in (1, 2))
+    state = DiskState(Attachment(Slot(0, 0), one.disk, "h1"), one.identity)
+    table.add(state)
+    assert table.find(two) is None
+    assert table.find(physical_disk(r"\\?\PHYSICALDRIVE1", False, WINDOWS)) is state
