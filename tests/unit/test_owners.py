@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from hotlun import UnsupportedError
 from hotlun.owners import NOBODY, Owner
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_free_text_lives_for_ever() -> None:
@@ -52,6 +56,15 @@ def test_what_is_no_process(name: str) -> None:
     """A name that looks like a process's and is none is a mistake."""
     with pytest.raises(ValueError, match="process"):
         Owner.named(name)
+
+
+def test_where_processes_are_not_to_be_seen(tmp_path: Path) -> None:
+    """None can be an owner, and one that was written down elsewhere is not found to have ended."""
+    nowhere = str(tmp_path / "proc")
+    with pytest.raises(UnsupportedError, match="give an owner of another name"):
+        Owner.named("pid:", nowhere)
+    assert Owner.named("build 7", nowhere).name == "build 7"
+    assert not Owner("pid:1", 5).has_ended(nowhere)
 
 
 @pytest.mark.parametrize("name", [None, 5, b"pid:"])
