@@ -12,6 +12,7 @@ down, so do its VMs. After that the file is an older, consistent one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import urllib.parse
@@ -146,8 +147,9 @@ class SQLiteJournal:
     def _connect(self) -> sqlite3.Connection:
         import sqlite3
 
-        # Made here, so that nobody else can read it: it names disks and paths.
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        # Made here, so that nobody else can read it: it names disks and paths. On Windows the
+        # folder's access list says who can, and the mode says nothing.
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
         database = sqlite3.connect(self._path, isolation_level=None)
         try:
             database.execute("PRAGMA journal_mode = WAL")
@@ -189,18 +191,20 @@ class SQLiteJournal:
         """The descriptor that holds the lock; the kernel lets go of it when the process ends."""
         path = f"{self._path}.lock"
         try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise self._error(f"cannot be locked by {path} ({error.strerror})") from error
         try:
             if not _lock(file):
-                holder = os.pread(file, 256, 0).decode(errors="replace").strip()
+                os.lseek(file, 0, os.SEEK_SET)
+                holder = os.read(file, 256).decode(errors="replace").strip()
                 raise self._error(
                     f"is in use by {holder or 'another process'}: end that, or leave its Manager"
                 )
+            os.lseek(file, 0, os.SEEK_SET)
             os.ftruncate(file, 0)
             name = os.path.basename(sys.argv[0]) if sys.argv else ""
-            os.pwrite(file, os.fsencode(f"process {os.getpid()} ({name})\n"), 0)
+            os.write(file, os.fsencode(f"process {os.getpid()} ({name})\n"))
         except OSError as error:
             os.close(file)
             raise self._error(f"cannot be locked by {path} ({error.strerror})") from error
@@ -230,13 +234,18 @@ class SQLiteJournal:
 if sys.platform == "win32":
 
     def _lock(file: int) -> bool:
-        """Whether the file is ours alone now; a byte far behind its text is what is locked."""
+        """Whether the file is ours alone now.
+
+        What is locked there nobody else can read: so it is a byte far behind the text.
+        """
         import msvcrt
 
         os.lseek(file, 1 << 30, os.SEEK_SET)
         try:
             msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
-        except PermissionError:
+        except OSError as error:
+            if error.errno not in (errno.EACCES, 0):  # 0 is Wine's, which gives no reason
+                raise
             return False
         return True
 

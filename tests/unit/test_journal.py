@@ -138,7 +138,7 @@ def test_one_file_has_one_lock(tmp_path: Path) -> None:
 
 
 class TestBadFiles:
-    @pytest.mark.parametrize("call", ["fcntl.flock", "os.pwrite"])
+    @pytest.mark.parametrize("call", ["fcntl.flock", "os.ftruncate"])
     def test_one_that_cannot_be_locked(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
     ) -> None:
