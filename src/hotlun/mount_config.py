@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence  # noqa: TC003 - dataclass fields are read at run time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from hotlun.secret import Secret
 
@@ -67,6 +67,8 @@ class MountConfig:
         verity: what the content of a read-only disk is checked against, so that
             reading what was changed fails; a string is a root hash. Kept as a `Verity`.
         lazy_unmount: on unmount, take it off its path even while it is in use.
+        container_scratch: a confidential Windows guest formats the disk with ReFS, as it
+            does for a container's scratch space, and mounts it; nothing else is said with it.
 
     Raises:
         ValueError: the parts contradict each other.
@@ -84,6 +86,7 @@ class MountConfig:
     key: Secret | None = None
     verity: Verity | str | None = None
     lazy_unmount: bool = False
+    container_scratch: bool = False
     _option_set: frozenset[str] = field(init=False, repr=False, default=frozenset())
 
     def __post_init__(self) -> None:
@@ -113,7 +116,7 @@ class MountConfig:
 
         A verb and its company for a person, `""` for a mount that shares.
         """
-        if self.ensure_filesystem:
+        if self.ensure_filesystem or self.container_scratch:
             return "may format"
         if self.encrypted:
             return "decrypts"
@@ -138,6 +141,14 @@ def _contradiction(config: MountConfig) -> str:
             "block_device gives the bare device: it goes with no filesystem, options, "
             "ensure_filesystem, encrypted, preserve_data or lazy_unmount"
         )
+    if config.container_scratch:
+        others = [
+            one.name
+            for one in fields(config)
+            if one.init and one.name != "container_scratch" and getattr(config, one.name)
+        ]
+        if others:
+            return f"container_scratch leaves all to the guest: it goes with no {', '.join(others)}"
     if config.ensure_filesystem and not config.filesystem:
         return "ensure_filesystem needs to know which: give filesystem"
     if config.preserve_data and not config.ensure_filesystem:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from support.memory import EXT4, VM, XFS, A, B, C
+from support.memory import VM, XFS, A, B, C
 
-from hotlun import GuestPathConflictError, Manager
+from hotlun import GuestPathConflictError, Manager, MountConfig
 from hotlun.backends.memory import MemoryGuestBackend, MemoryHostBackend
 from hotlun.guest_paths import GuestPaths, normalise
 
@@ -100,11 +100,11 @@ async def test_neighbours_do_not_conflict(vm: VM) -> None:
 
 async def test_windows_paths_conflict_without_case() -> None:
     """c:\\A is c:\\a there."""
-    guest = MemoryGuestBackend(os_type="windows", controllers=1)
+    guest = MemoryGuestBackend(os_type="windows")
     async with Manager(MemoryHostBackend(), guest) as manager:
-        await manager.add_virtual_disk(A, mount=EXT4, guest_path=r"c:\A")
+        await manager.add_virtual_disk(A, mount=MountConfig(), guest_path=r"c:\A")
         with pytest.raises(GuestPathConflictError):
-            await manager.add_virtual_disk(B, mount=EXT4, guest_path=r"C:/a/b")
+            await manager.add_virtual_disk(B, mount=MountConfig(), guest_path=r"C:/a/b")
 
 
 def test_windows_paths_are_compared_as_its_file_system_does() -> None:
@@ -179,9 +179,9 @@ async def test_a_path_that_blocks_every_generated_one(vm: VM) -> None:
 
 async def test_the_default_format_is_the_guests() -> None:
     """Windows guests have drives."""
-    guest = MemoryGuestBackend(os_type="windows", controllers=1)
+    guest = MemoryGuestBackend(os_type="windows")
     async with Manager(MemoryHostBackend(), guest) as manager:
-        mount = await manager.add_virtual_disk(A, mount=EXT4)
+        mount = await manager.add_virtual_disk(A, mount=MountConfig())
         assert mount.guest_path == r"c:\mounts\scsi\m0"
 
 

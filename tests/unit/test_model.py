@@ -90,6 +90,14 @@ def test_disks_that_cannot_be(arguments: tuple[Any, ...]) -> None:
         {"verity": "xy" * 32},
         {"verity": ""},
         {"lazy_unmount": True, "block_device": True},
+        {"container_scratch": True, "partition": 1},
+        {"container_scratch": True, "filesystem": "refs"},
+        {"container_scratch": True, "ensure_filesystem": True, "filesystem": "refs"},
+        {"container_scratch": True, "options": ["ro"]},
+        {"container_scratch": True, "block_device": True},
+        {"container_scratch": True, "encrypted": True, "key": Secret("k")},
+        {"container_scratch": True, "verity": "ab" * 32},
+        {"container_scratch": True, "lazy_unmount": True},
         {"options": ["ro", "rw"]},
         {"options": ["atime", "noatime"]},
         {"options": ["noexec", "exec"]},
@@ -119,6 +127,7 @@ def test_configs_that_contradict_themselves(fields: dict[str, Any]) -> None:
         {"verity": Verity("ab" * 32, 512), "block_device": True},
         {"verity": "ab" * 32, "filesystem": "erofs", "options": ["noatime"]},
         {"lazy_unmount": True, "filesystem": "ext4"},
+        {"container_scratch": True},
     ],
 )
 def test_configs_that_make_sense(fields: dict[str, Any]) -> None:
@@ -180,8 +189,9 @@ def test_configs_that_differ() -> None:
         MountConfig(verity="ab" * 32),
         MountConfig(verity=Verity("ab" * 32, 4096)),
         MountConfig(lazy_unmount=True),
+        MountConfig(container_scratch=True),
     }
-    assert len(configs) == 13
+    assert len(configs) == 14
 
 
 @pytest.mark.parametrize("serial", ["", "1a", "A", "a-b", "a" * 21, "ä"])

@@ -23,6 +23,7 @@ CONFIGS = st.sampled_from(
     [
         MountConfig(),
         MountConfig(partition=3, options=["noatime", "data=ordered", "noatime"], lazy_unmount=True),
+        MountConfig(container_scratch=True),
         MountConfig(filesystem="xfs", ensure_filesystem=True, preserve_data=True),
         MountConfig(filesystem="ext4", ensure_filesystem=True, encrypted=True),
         MountConfig(block_device=True, partition=1),

@@ -291,6 +291,37 @@ def test_largest_slot() -> None:
         requests.unplug_request(attached(3, 64), "linux", max_lun=63)
 
 
+def test_the_scratch_of_a_windows_container() -> None:
+    """Added as one, and removed as any other disk."""
+    mount = mounted(r"c:\mounts\scsi\m1", 0, 4, container_scratch=True)
+    document = (
+        b'{"RequestType":"%s","ResourceType":"%s","Settings":'
+        b'{"ContainerPath":"c:\\\\mounts\\\\scsi\\\\m1","Lun":4}}'
+    )
+    assert sent(requests.mount_request(mount, "windows")) == ENVELOPE % (
+        document % (b"Add", b"MappedVirtualDiskForContainerScratch")
+    )
+    assert sent(requests.unmount_request(mount, "windows")) == ENVELOPE % (
+        document % (b"Remove", b"MappedVirtualDisk")
+    )
+
+
+@pytest.mark.parametrize(
+    ("os_type", "read_only", "problem"),
+    [
+        ("linux", False, r"a Linux guest does not know container_scratch; use encrypted=True"),
+        ("windows", True, r"formats it, and it is read-only; attach it writable"),
+    ],
+)
+def test_a_scratch_that_cannot_be(os_type: OSType, read_only: bool, problem: str) -> None:
+    """Before anything is touched, and with what to do."""
+    path = "/m" if os_type == "linux" else r"c:\m"
+    mount = mounted(path, 0, 0, read_only=read_only, container_scratch=True)
+    with pytest.raises(UnsupportedError, match=problem) as caught:
+        requests.check(mount.attachment.disk, mount.config, mount.path, os_type, OURS)
+    assert caught.value.disk == mount.attachment.disk
+
+
 @pytest.mark.parametrize(
     "config",
     [

@@ -26,8 +26,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hotlun.backends import requests
 from hotlun.backends.scripting import Call, Gate, Script
-from hotlun.errors import BackendError, SlotTakenError, UnsupportedError
+from hotlun.errors import BackendError, SlotTakenError
 from hotlun.events import GuestReset, VMGone
 from hotlun.model import DiskIdentity, GuestSurvey, Presence
 
@@ -181,8 +182,9 @@ class MemoryGuestBackend(Script):
 
     Args:
         host: whose VM this is; with it more of what is impossible is seen.
-        os_type: whose path rules hold.
-        controllers: how many of them the guest can use; None for all.
+        os_type: whose path rules hold, and what of a config is refused; a Linux guest in memory
+            has the whole of hotlun's agent.
+        controllers: how many of them the guest can use; None for all, in Windows for 1.
         delay: seconds that each call takes.
         surveys: whether it can be asked what it has.
     """
@@ -200,7 +202,7 @@ class MemoryGuestBackend(Script):
     ) -> None:
         super().__init__(delay)
         self.os_type = os_type
-        self.controllers = controllers
+        self.controllers = 1 if controllers is None and os_type == "windows" else controllers
         self.mounted: dict[str, GuestMount] = {}
         """What is mounted now, by guest path."""
         self.plugged: set[str] = set()
@@ -217,13 +219,7 @@ class MemoryGuestBackend(Script):
             host._guests.append(self)
 
     def check(self, disk: Disk, config: MountConfig, path: str) -> None:
-        if config.verity is not None and not disk.read_only:
-            raise UnsupportedError(
-                f"cannot mount {disk} at {path!r}: verity is for a disk that nobody writes; "
-                "attach it with read_only=True",
-                operation="mount",
-                disk=disk,
-            )
+        requests.check(disk, config, path, self.os_type, requests.FEATURES)
 
     async def mount(self, mount: GuestMount) -> None:
         lost = await self._enter(Call("mount", mount))

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from hotlun.bridge.messages import (
     ADD,
+    CONTAINER_SCRATCH,
     FEATURE_FILESYSTEMS,
     FEATURE_IDENTITY,
     FEATURE_KEYS,
@@ -46,6 +47,19 @@ if TYPE_CHECKING:
 
 CONTROLLERS: dict[OSType, int] = {"linux": 4, "windows": 1}
 """How many controllers a guest can use, by its system."""
+
+FEATURES = frozenset(
+    {
+        FEATURE_FILESYSTEMS,
+        FEATURE_IDENTITY,
+        FEATURE_KEYS,
+        FEATURE_LAZY_UNMOUNT,
+        FEATURE_OPTIONS,
+        FEATURE_PRESERVE_DATA,
+        FEATURE_VERITY,
+    }
+)
+"""All that a mount can take of our extension."""
 
 MAX_LUN = 255
 """The largest LUN that the bridge can say; the compute service stops at 63."""
@@ -134,11 +148,18 @@ def check(
         raise refuse(str(error), f"a {os_type} guest needs another path") from None
     if os_type == "windows":
         names = (field.name for field in dataclasses.fields(config) if field.init)
-        asked = [name for name in names if getattr(config, name)]
+        asked = [name for name in names if name != "container_scratch" and getattr(config, name)]
         if asked:
             raise refuse(
                 f"a Windows guest does not know {', '.join(asked)}", "leave that out of the config"
             )
+        if config.container_scratch and disk.read_only:
+            raise refuse("container_scratch formats it, and it is read-only", "attach it writable")
+    elif config.container_scratch:
+        raise refuse(
+            "a Linux guest does not know container_scratch",
+            "use encrypted=True with ensure_filesystem for a scratch disk",
+        )
     if config.verity is not None and not disk.read_only:
         raise refuse("verity is for a disk that nobody writes", "attach it with read_only=True")
     for feature, would, way_round in _needs(config):
@@ -188,7 +209,9 @@ def _mapped_disk(
     _check_slot("mount" if verb == ADD else "unmount", mount.attachment, os_type, max_lun)
     slot, config = mount.attachment.slot, mount.config
     if os_type == "windows":
-        return _request(verb, MAPPED_VIRTUAL_DISK, ContainerPath=mount.path, Lun=slot.lun)
+        is_scratch = config.container_scratch and verb == ADD
+        resource = CONTAINER_SCRATCH if is_scratch else MAPPED_VIRTUAL_DISK
+        return _request(verb, resource, ContainerPath=mount.path, Lun=slot.lun)
     return _request(
         verb,
         MAPPED_VIRTUAL_DISK,

@@ -24,6 +24,8 @@ NULL_ID = "00000000-0000-0000-0000-000000000000"
 
 ADD, REMOVE = "Add", "Remove"
 MAPPED_VIRTUAL_DISK, SCSI_DEVICE = "MappedVirtualDisk", "SCSIDevice"
+CONTAINER_SCRATCH = "MappedVirtualDiskForContainerScratch"
+"""To add only, and only to a confidential Windows guest; it is removed as a MappedVirtualDisk."""
 
 EXTENSION, EXTENSION_VERSION = "Hotlun", 1
 """Our member of GuestDefinedCapabilities: `{"Version": 1, "Features": [...]}`.
