@@ -55,6 +55,11 @@ class SlotTable:
         self.luns = luns
         usable = controllers if usable_controllers is None else usable_controllers
         self._end = min(controllers, usable) * luns
+        self._remedy = (
+            "start the VM with more controllers"
+            if usable >= controllers
+            else f"take another VM: this guest uses no controller above {usable - 1}"
+        )
         self._fresh = 0
         """The lowest index that was never given out."""
         self._returned: list[int] = []
@@ -100,7 +105,7 @@ class SlotTable:
                 return Slot(*divmod(index, self.luns))
         raise NoAvailableLocationError(
             f"all {self._end} slots that the guest can use are taken, reserved or quarantined: "
-            "release a disk, or start the VM with more controllers"
+            f"release a disk, or {self._remedy}"
         )
 
     def claim(self, slot: Slot) -> None:

@@ -15,12 +15,14 @@ from hotlun import Attachment, Disk, DiskKind, MountConfig, Secret, Slot
 from hotlun.backends import base
 from hotlun.backends.hcs import HCSGuestBackend
 from hotlun.bridge import messages
+from hotlun.bridge.messages import HResult
 from hotlun.errors import (
     BackendError,
     HotlunError,
     OutcomeUnknownError,
     UnsupportedError,
     VMGoneError,
+    WrongKeyError,
 )
 from hotlun.hcs.results import failure
 from hotlun.model import DiskIdentity, GuestMount
@@ -502,3 +504,15 @@ async def test_each_step_is_told_at_debug(
     caplog.set_level(logging.DEBUG, "hotlun")
     await guest.mount(mounted())
     assert rf"mount {DISK} at slot 1:3 as h1 at '/mnt/a'" in caplog.text
+
+
+async def test_the_guests_own_codes_are_judged_as_over_the_bridge() -> None:
+    """A key that does not open the volume, for instance."""
+    system = MemorySystem()
+    backend = HCSGuestBackend(system, "linux", features=[messages.FEATURE_KEYS])
+    config = MountConfig(encrypted=True, key=Secret("sesame"))
+    system.refuse(HResult.WRONG_KEY, '{"ErrorMessage":"no key opens it"}')
+    with pytest.raises(WrongKeyError, match="no key opens it") as caught:
+        await backend.mount(GuestMount(ATTACHMENT, "/m", config))
+    assert caught.value.code == HResult.WRONG_KEY
+    assert "sesame" not in str(caught.value)

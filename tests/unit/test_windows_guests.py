@@ -48,7 +48,7 @@ async def test_64_disks_fill_it() -> None:
         mounts = [await manager.add_virtual_disk(f"/{n}.vhdx", mount=NTFS) for n in range(64)]
         assert [mount.slot for mount in mounts] == [Slot(0, lun) for lun in range(64)]
         said = vm.said()
-        with pytest.raises(NoAvailableLocationError):
+        with pytest.raises(NoAvailableLocationError, match="uses no controller above 0"):
             await manager.add_virtual_disk("/64.vhdx")
         assert vm.said() == said
         states = {status.state for status in manager.slots() if status.slot.controller}

@@ -1,10 +1,8 @@
 """Disks mounted and unmounted by the agent in the guest, over the bridge.
 
-What the guest answers is one of three: 0 is done; a failure code is not done,
-with the guest's words; no answer, or one that says neither, is unknown. So is a
-time-out of an unplug: the kernel was told to let go, and may yet do so. An agent
-that would do less than it was asked, without a word, is not asked: which agent it
-is shows in the features that it announced.
+What the guest answers is for `answers` to judge; no answer is unknown. An agent that would
+do less than it was asked, without a word, is not asked: which agent it is shows in the features
+that it announced.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from hotlun.backends import requests, surveys
+from hotlun.backends import answers, requests, surveys
 from hotlun.bridge.keeper import Change
 from hotlun.bridge.messages import (
     FEATURE_SURVEY,
@@ -20,7 +18,6 @@ from hotlun.bridge.messages import (
     MessageError,
     MessageType,
     code_name,
-    is_failure,
 )
 from hotlun.errors import (
     BackendError,
@@ -28,7 +25,6 @@ from hotlun.errors import (
     OutcomeUnknownError,
     UnsupportedError,
     VMGoneError,
-    WrongKeyError,
 )
 from hotlun.events import ConnectionLost, ConnectionRestored, VMGone
 
@@ -40,27 +36,6 @@ if TYPE_CHECKING:
     from hotlun.model import Attachment, Disk, GuestMount, GuestSurvey, MountConfig
 
 _log = logging.getLogger(__name__)
-
-_ADVICE_BY_CODE: dict[int, str] = {
-    HResult.NOT_IMPLEMENTED: "this agent cannot do that: run hotlun's of this version in the guest",
-    HResult.UNKNOWN_MESSAGE: "this agent cannot do that: run hotlun's of this version in the guest",
-    HResult.INVALID_JSON: "the agent does not understand the request: its version does not fit",
-    HResult.INVALID_STATE: "something in the guest still uses it: stop that and try again",
-    HResult.WRONG_DISK: "nothing was done to the disk; stop what uses it in the guest, add again",
-    HResult.ALREADY_EXISTS: "nothing was written; mount it as it is, or leave out preserve_data",
-    HResult.WRONG_KEY: (
-        "give the key that the volume was made with, and check that this is the right disk "
-        "and partition"
-    ),
-    HResult.NOT_FOUND: "check that the disk has that partition, and the VM that controller",
-    HResult.TIMEOUT: "it took too long: is the disk attached, is the guest very busy?",
-}
-_ADVICE_BY_OPERATION = {
-    "mount": "check partition, filesystem and options; the guest's kernel log may say more",
-    "unmount": "if something in the guest still uses it, stop that; then release again",
-    "unplug": "if something in the guest still uses it, stop that; then release again",
-}
-"""For all other codes: the original agent says FAIL to nearly everything."""
 
 
 class BridgeGuestBackend:
@@ -200,15 +175,7 @@ class BridgeGuestBackend:
             raise problem(refusal, message, error.code, error.detail) from error
         if answer.code == HResult.OK:
             return
-        words = f"{answer.text or 'no reason given'} [{code_name(answer.code)}]"
-        told_and_still_there = operation == "unplug" and answer.code == HResult.TIMEOUT
-        if told_and_still_there or not is_failure(answer.code):
-            message = f"no telling whether the guest did {what}: {words}; look, then try again"
-            raise problem(OutcomeUnknownError, message, answer.code, answer.text)
-        advice = _ADVICE_BY_CODE.get(answer.code, _ADVICE_BY_OPERATION[operation])
-        message = f"the guest did not {what}: {words}; {advice}"
-        kind = WrongKeyError if answer.code == HResult.WRONG_KEY else BackendError
-        raise problem(kind, message, answer.code, answer.text)
+        raise answers.judge(operation, attachment, where, answer.code, answer.text)
 
 
 def _not_surveyed(why: str, code: int | str | None = None, detail: str = "") -> BackendError:

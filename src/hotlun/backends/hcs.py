@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
 from hotlun import windows_paths
-from hotlun.backends import requests
+from hotlun.backends import answers, requests
 from hotlun.backends.errand import Errand
 from hotlun.backends.occupants import Occupants
 from hotlun.backends.unfinished import Unfinished
@@ -43,8 +43,8 @@ PATIENCE = 15.0
 """Seconds to wait for what was begun at a slot before, and has had its own time already."""
 
 _CONNECTION_QUERY = {"PropertyTypes": ["GuestConnection"]}
-_GUESTS_OWN = 0xC0370000
-"""The family of codes that a guest's agent gives itself."""
+_FAMILY, _SERVICES_OWN = 0xFFFF0000, 0x80370000
+"""Of codes: those that the service gives itself. A guest's answer comes with its own code."""
 
 
 class HCSHostBackend:
@@ -378,7 +378,12 @@ class HCSGuestBackend:
             await self._unfinished.run(
                 errand, attachment.slot, lambda: self._system.modify(document)
             )
-        except (BackendError, OutcomeUnknownError) as error:
+        except BackendError as error:
+            code = error.code
+            if not isinstance(code, int) or code & _FAMILY == _SERVICES_OWN:
+                raise _told(errand, error) from error
+            raise answers.judge(operation, attachment, where, code, error.detail) from error
+        except OutcomeUnknownError as error:
             raise _told(errand, error) from error
 
 
