@@ -56,7 +56,8 @@ ID = "hotlun-on-qemu"
 RUNTIME_ID = "6a8d2f50-6f0e-4c55-9a39-3a1c8f6b2e11"
 USER = "65534"
 """Whom the VM runs as: who may open what `ID` was granted."""
-_TIMEOUT = 60.0
+TIMEOUT = 60.0
+"""Seconds for whatever is waited for."""
 
 _WORDS = {
     "Failed to get": SHARING,
@@ -109,9 +110,9 @@ class HCSOnQEMU:
         """
         async with (
             QEMUHostBackend.connect(
-                vm.qmp_socket, controllers=vm.controllers, timeout=_TIMEOUT
+                vm.qmp_socket, controllers=vm.controllers, timeout=TIMEOUT
             ) as host,
-            BridgeConnection.connect_unix(vm.agent_socket, timeout=_TIMEOUT) as guest,
+            BridgeConnection.connect_unix(vm.agent_socket, timeout=TIMEOUT) as guest,
         ):
             system = cls(host, guest, own or {}, vm)
             try:
@@ -142,11 +143,14 @@ class HCSOnQEMU:
         self._tasks.add(task)
         outcome: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         task.add_done_callback(lambda done: self._has_ended(done, outcome, late))
+        limit = TIMEOUT
         if late is not None:
             late.begun.set()
-            if late.times_out:
-                raise StillRunningError("no answer within the time that was allowed", outcome)
-        await asyncio.shield(task)
+            limit = 0 if late.times_out else limit
+        await asyncio.wait({task}, timeout=limit)  # which cancels nothing, whoever is cancelled
+        if not task.done():
+            raise StillRunningError("no answer within the time that was allowed", outcome)
+        task.result()
 
     async def properties(self, query: Mapping[str, Any]) -> dict[str, Any]:
         text = compact(query)

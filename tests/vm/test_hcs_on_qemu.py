@@ -76,6 +76,7 @@ class TestADisk:
             assert verbs(service, began) == ["Add", "Add MappedVirtualDisk"]
             info = await mounted_at(service.vm, one)
             assert "ro" in info.options
+            assert service.attached[one.slot].disk.read_only
             await one.release()
             assert await note_in(service.vm, other) == "manual"
             await other.release()
