@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from hotlun import Manager
 from hotlun.backends.memory import MemoryGuestBackend, MemoryHostBackend
 from hotlun.cli import main
 from hotlun.journal import SQLiteJournal
+from hotlun.recorder import name_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,6 +79,19 @@ def test_it_is_forgotten(path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "2 disks are forgotten" in result.output
     assert SQLiteJournal(path).peek() == []
+
+
+def test_access_of_the_compute_service_is_revoked_by_it(path: Path) -> None:
+    """Which is not here: so nothing is forgotten, and it is said where that is to be done."""
+    ours = SQLiteJournal(path)
+    documents = [json.loads(document) for document in ours.open()]
+    documents[0]["grants"] = [["my-vm", "yes", "hcs", 1]]
+    ours.write(name_of(tuple(documents[0]["identity"])), json.dumps(documents[0]))
+    ours.close()
+    result = hotlun("forget", path, "--yes")
+    assert result.exit_code == 1
+    assert "Host Compute Service is a part of Windows" in result.output
+    assert len(SQLiteJournal(path).peek()) == 2
 
 
 def test_one_in_use_is_not_forgotten(path: Path) -> None:

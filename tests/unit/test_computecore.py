@@ -25,6 +25,7 @@ from support.computecore import (
 )
 
 from hotlun import Attachment, Disk, DiskKind, Slot
+from hotlun.backends.hcs import revoke_after_the_end
 from hotlun.errors import BackendError, OutcomeUnknownError, UnsupportedError
 from hotlun.hcs import StillRunningError, SystemInfo, documents, enumerate_systems, open_system
 from hotlun.hcs.computecore import CallError, ComputeCore
@@ -323,3 +324,14 @@ class TestUnderAddressSanitizer:
         assert done.returncode == 0, done.stdout + done.stderr
         assert "passed" in done.stdout
         assert "AddressSanitizer" not in done.stderr
+
+
+async def test_access_is_revoked_after_the_vm_has_ended(
+    fake: FakeComputeCore, core: ComputeCore
+) -> None:
+    """For whoever forgets it: nothing is opened for that, and a file that is gone is fine."""
+    core.grant("ended", DISK.path)
+    core.grant("another", DISK.path)
+    gone = Disk("C:\\missing.vhdx", DiskKind.VIRTUAL_DISK)
+    await revoke_after_the_end([(gone, "ended"), (DISK, "ended")], core=core)
+    assert fake.state.grants == {("another", DISK.path)}

@@ -25,19 +25,23 @@ from hotlun.errors import (
     SlotTakenError,
     VMGoneError,
 )
-from hotlun.hcs import documents
+from hotlun.hcs import documents, revoke_vm_access
 from hotlun.hcs.documents import CONTROLLERS, LUNS
 from hotlun.hcs.results import Meaning, understand
 from hotlun.hcs.system import System
 from hotlun.model import DiskKind, Presence
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from hotlun.backends.base import OSType
+    from hotlun.hcs.computecore import ComputeCore
     from hotlun.model import Attachment, Disk, GuestMount, MountConfig, Slot
 
 _log = logging.getLogger("hotlun.hcs")
+
+GRANT_PLAN = "hcs"
+"""What is written down of a grant: there is nothing more to say of one."""
 
 PATIENCE = 15.0
 """Seconds to wait for what was begun at a slot before, and has had its own time already."""
@@ -181,7 +185,7 @@ class HCSHostBackend:
 
     def plan_grant(self, disk: Disk, vm_id: str) -> str:  # noqa: ARG002 - the protocol's
         """Says that a grant can be revoked in another process; `""` if there is none to be made."""
-        return "" if disk.kind is DiskKind.EXTENSIBLE_VIRTUAL_DISK else "hcs"
+        return "" if disk.kind is DiskKind.EXTENSIBLE_VIRTUAL_DISK else GRANT_PLAN
 
     def adopt_grant(self, disk: Disk, vm_id: str, plan: str) -> None:
         """Take over a grant that an earlier process has made, or begun.
@@ -189,7 +193,7 @@ class HCSHostBackend:
         Raises:
             BackendError: the plan is not understood.
         """
-        if plan not in ("", "hcs"):
+        if plan not in ("", GRANT_PLAN):
             raise Errand("adopt the access to", disk).error(
                 BackendError, f"its plan is another backend's: {plan[:80]!r}; revoke it by hand"
             )
@@ -385,6 +389,25 @@ class HCSGuestBackend:
             raise answers.judge(operation, attachment, where, code, error.detail) from error
         except OutcomeUnknownError as error:
             raise _told(errand, error) from error
+
+
+async def revoke_after_the_end(
+    grants: Iterable[tuple[Disk, str]], *, core: ComputeCore | None = None
+) -> None:
+    """Undo what `grant_access` has done for VMs that have ended.
+
+    Args:
+        grants: the disks, each with the id of its VM.
+        core: the library to use; None for this Windows' own.
+
+    Raises:
+        UnsupportedError: this is no Windows with the service.
+        BackendError: an access list may not be changed.
+        OutcomeUnknownError: it may have been done; try again.
+    """
+    for disk, vm_id in grants:
+        with _told_of(Errand(f"revoke from {vm_id} the access to", disk), fine=Meaning.MISSING):
+            await revoke_vm_access(vm_id, disk.path, core=core)
 
 
 @contextmanager

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from typing import TYPE_CHECKING
 
 import click
 
 from hotlun.cli.logs import debug_option
+from hotlun.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from hotlun.records import DiskRecord
+    from hotlun.model import Disk
+    from hotlun.records import DiskRecord, GrantRecord
 
 
 @click.group()
@@ -49,7 +53,6 @@ def forget(path: str, yes: bool) -> None:
     Access to disks that was granted to the VM is revoked. If the VM still runs its disks
     stay attached, and nobody knows of them any more: release them instead.
     """
-    from hotlun.backends.access import AccessGrants
     from hotlun.journal import SQLiteJournal
     from hotlun.recorder import name_of, understood
 
@@ -58,18 +61,37 @@ def forget(path: str, yes: bool) -> None:
         records = understood(database.open(), path)
         if records and not yes:
             click.confirm(f"Has the VM ended that had {len(records)} disks?", abort=True)
-        access = AccessGrants()
         granted = [(record.disk, grant) for record in records for grant in record.grants]
-        granted.sort(key=lambda one: one[1].since)
-        for disk, grant in granted:
-            access.adopt(disk, grant.vm_id, grant.plan)
-        for disk, grant in granted:
-            access.revoke(disk, grant.vm_id)
+        _revoke(sorted(granted, key=lambda one: one[1].since))
         for record in records:
             database.write(name_of(record.identity), None)
     finally:
         database.close()
     click.echo(f"{len(records)} disks are forgotten")
+
+
+def _revoke(granted: Sequence[tuple[Disk, GrantRecord]]) -> None:
+    """Undo grants, oldest first: each by the backend that has made it, as its plan tells."""
+    from hotlun.backends.hcs import GRANT_PLAN, revoke_after_the_end
+
+    of_windows = [(disk, grant.vm_id) for disk, grant in granted if grant.plan == GRANT_PLAN]
+    others = [(disk, grant) for disk, grant in granted if grant.plan not in ("", GRANT_PLAN)]
+    if of_windows:
+        asyncio.run(revoke_after_the_end(of_windows))
+    if not others:
+        return
+    if not hasattr(os, "setxattr"):
+        raise UnsupportedError(
+            f"access of {others[0][1].vm_id} to {others[0][0]} was granted on Linux: "
+            "forget this journal there"
+        )
+    from hotlun.backends.access import AccessGrants
+
+    access = AccessGrants()
+    for disk, grant in others:
+        access.adopt(disk, grant.vm_id, grant.plan)
+    for disk, grant in others:
+        access.revoke(disk, grant.vm_id)
 
 
 def _lines(record: DiskRecord) -> Iterator[str]:

@@ -8,7 +8,7 @@ ones, `results` tells what a code means, and `documents` holds the shapes of wha
 Imports everywhere; the service itself is there on Windows only.
 """
 
-from hotlun.hcs.compute_system import enumerate_systems, open_system
+from hotlun.hcs.compute_system import enumerate_systems, open_system, revoke_vm_access
 from hotlun.hcs.documents import CONTROLLERS, document_slots, hcs_document
 from hotlun.hcs.system import StillRunningError, System, SystemInfo
 
@@ -21,4 +21,5 @@ __all__ = [
     "enumerate_systems",
     "hcs_document",
     "open_system",
+    "revoke_vm_access",
 ]

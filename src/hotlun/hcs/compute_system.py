@@ -89,6 +89,26 @@ async def enumerate_systems(
     return [SystemInfo.read(one) for one in found if isinstance(one, dict)]
 
 
+async def revoke_vm_access(
+    vm_id: str, path: str, *, timeout: float = TIMEOUT, core: ComputeCore | None = None
+) -> None:
+    """Take back that a VM may open a file, also of a VM that has ended.
+
+    Args:
+        vm_id: the VM's id of the service.
+        path: of the file.
+        timeout: seconds.
+        core: the library to use; None for this Windows' own.
+
+    Raises:
+        UnsupportedError: this is no Windows with the service.
+        BackendError, OutcomeUnknownError: it was refused, or goes on.
+    """
+    _check_timeout(timeout)
+    core = core or ComputeCore.load()
+    await in_thread("revoke", timeout, partial(core.revoke, vm_id, path))
+
+
 class ComputeSystem:
     """A `System` of this Windows; made by `open_system`.
 
