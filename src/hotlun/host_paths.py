@@ -60,7 +60,8 @@ class Posix:
         if status is None:
             return ("path", path, "")
         if stat.S_ISBLK(status.st_mode):
-            return ("device", status.st_rdev, 0)
+            # By name: where types are checked for Windows a stat has none.
+            return ("device", int(getattr(status, "st_rdev")), 0)  # noqa: B009
         return ("file", status.st_dev, status.st_ino)
 
     def suffix(self, path: str) -> str:

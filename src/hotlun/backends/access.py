@@ -21,7 +21,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import pwd
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -252,6 +251,8 @@ def _sum(needs: Counter[Need]) -> dict[Key, int]:
 def _uid(errand: Errand, vm_id: str) -> int:
     if vm_id.isascii() and vm_id.isdecimal() and int(vm_id) <= _LARGEST_UID:
         return int(vm_id)
+    import pwd  # not on Windows, where this module can be imported, and its callers refuse
+
     try:
         return pwd.getpwnam(vm_id).pw_uid
     except (KeyError, ValueError) as error:

@@ -12,9 +12,11 @@ what QEMU's refusals mean in `refusals` and its events in `news`, what a disk is
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
+import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -98,6 +100,7 @@ class QEMUHostBackend:
 
         Raises:
             ValueError: no controllers, one twice, or something that is no device id.
+            UnsupportedError: there are no unix sockets here: on Windows.
             BackendError: nobody answers there, or the VM lacks a controller.
         """
         if isinstance(controllers, str) or not controllers:
@@ -109,6 +112,12 @@ class QEMUHostBackend:
                 raise ValueError(f"no QEMU device has this id: {name!r}")
         if timeout <= 0:
             raise ValueError(f"timeout is in seconds, more than 0: {timeout!r}")
+        if not hasattr(asyncio, "open_unix_connection"):
+            raise UnsupportedError(
+                f"QEMU's monitor is a unix socket, which asyncio cannot open on {sys.platform}: "
+                "run this where QEMU runs, on Linux; VMs of Hyper-V take HCSHostBackend",
+                operation="connect",
+            )
         allowed = [os.fspath(path) for path in allow_backing]
         async with Monitor.open(os.fspath(qmp_socket), timeout) as monitor:
             found = await find_controllers(monitor, Errand("connect"), controllers)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from typing import TYPE_CHECKING, Any, Self
 
 from hotlun.bridge import messages
@@ -17,7 +18,7 @@ from hotlun.bridge.frames import DEFAULT_LIMIT, Frame, FrameError, encode
 from hotlun.bridge.keeper import GreetingError, Keeper, State
 from hotlun.bridge.messages import HResult, MessageError, MessageType, Response, type_name
 from hotlun.bridge.wire import read_answer
-from hotlun.errors import BackendError, OutcomeUnknownError, VMGoneError
+from hotlun.errors import BackendError, OutcomeUnknownError, UnsupportedError, VMGoneError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -93,11 +94,20 @@ class BridgeConnection:
 
         Raises:
             ValueError: a keepalive that is not above 0.
+            UnsupportedError: there are no unix sockets here: on Windows.
         """
         path = os.fspath(path)
+        connect = getattr(asyncio, "open_unix_connection", None)
+        if connect is None:
+            raise UnsupportedError(
+                f"asyncio cannot open {path}: it has no unix sockets on {sys.platform}; "
+                "a VM of Hyper-V is reached through the compute service or a Hyper-V socket",
+                operation="connect",
+            )
 
         async def opener() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-            return await asyncio.open_unix_connection(path)
+            streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] = await connect(path)
+            return streams
 
         return cls(
             opener,

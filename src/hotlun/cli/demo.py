@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from hotlun.cli.logs import debug_option
-from hotlun.cli.running import run
+from hotlun.cli.running import check_qemu_can_run, run
 
 
 @click.command()
@@ -20,6 +20,7 @@ def demo(code: bool) -> None:
     is shown is read from the guest or from QEMU's monitor, and checked: if a check
     fails, so does the demo.
     """
+    check_qemu_can_run()
     from hotlun.cli.report import Report
     from hotlun.cli.story import tell
 

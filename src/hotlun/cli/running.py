@@ -4,12 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
+import sys
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from hotlun.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
 _Result = TypeVar("_Result")
+
+_ENDING = [one for one in signal.Signals if one.name in ("SIGTERM", "SIGHUP")]
+"""By name: there is no SIGHUP on Windows, where this is imported, and nothing is run."""
+
+
+def check_qemu_can_run() -> None:
+    """Whether this is a system on which hotlun's own VMs run.
+
+    Raises:
+        UnsupportedError: it has no unix sockets, which is Windows.
+    """
+    if not hasattr(socket, "AF_UNIX"):
+        raise UnsupportedError(
+            f"hotlun's VMs are QEMU's and run on Linux, not on {sys.platform}: "
+            "docs/windows.md says how to reach a VM of Hyper-V"
+        )
 
 
 class TerminatedError(Exception):
@@ -39,8 +59,7 @@ async def _until_terminated(main: Coroutine[Any, Any, _Result]) -> _Result:
         received.append(number)
         task.cancel()
 
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    for number in numbers:
+    for number in _ENDING:
         loop.add_signal_handler(number, end, number)
     try:
         return await task
@@ -49,5 +68,5 @@ async def _until_terminated(main: Coroutine[Any, Any, _Result]) -> _Result:
             raise TerminatedError(received[0]) from None
         raise
     finally:
-        for number in numbers:
+        for number in _ENDING:
             loop.remove_signal_handler(number)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hotlun.cli.logs import debug_option
+from hotlun.cli.running import check_qemu_can_run
 from hotlun.cli.running import run as run_coroutine
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ _DEFAULT_NAME = "default"
 @click.group()
 def vm() -> None:
     """Small VMs to try disks on; they run until they are stopped."""
+    check_qemu_can_run()
 
 
 @vm.command()
