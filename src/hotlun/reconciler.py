@@ -69,7 +69,8 @@ class Reconciler:
     async def look(self, disks: Collection[DiskState]) -> Seen:
         """Ask both sides what they have of these disks.
 
-        A guest that does not answer now is one that cannot be asked.
+        A guest that does not answer now is one that cannot be asked; so is one that cannot
+        know our disks, having no serials of ours to know them by.
 
         Raises:
             HotlunError: the hypervisor does not answer.
@@ -86,6 +87,9 @@ class Reconciler:
         host = await base.host_survey(self._host, attachments)
         if not isinstance(host, Mapping | None):
             raise BackendError(f"what the hypervisor has is no mapping: {type(host).__name__}")
+        if not base.sets_serials(self._host):
+            self._is_owing = False
+            return Seen(host, None)
         try:
             guest = await base.guest_survey(self._guest, attachments, mounts)
             if not isinstance(guest, GuestSurvey | None):

@@ -169,9 +169,9 @@ class ManagerMachine(RuleBasedStateMachine):
 
     @rule()
     def reset_the_guest(self) -> None:
-        self._doubt(set(self.host.serials))
+        self._doubt(set(self.host.used_serials))
         self._run(self._reset())
-        self._doubt(set(self.host.serials))  # of what was attached meanwhile, too
+        self._doubt(set(self.host.used_serials))  # of what was attached meanwhile, too
 
     @rule()
     def reconcile(self) -> None:

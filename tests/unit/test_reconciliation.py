@@ -68,6 +68,19 @@ async def test_nothing_disagrees(vm: VM) -> None:
         await one.release()
 
 
+async def test_a_guest_that_knows_no_serials_is_not_asked(vm: VM) -> None:
+    """It would not find our disks, and what it does not find would be taken for gone."""
+    vm.host.serials = False
+    mount = await vm.add(A, EXT4)
+    vm.guest.vanish(mount.guest_path or "")
+    vm.said()
+    assert await settled(vm) == []
+    assert vm.said() == ["survey"]
+    vm.host.serials = True
+    assert await settled(vm) == [(Finding.MOUNT_GONE, Resolution.REMOUNTED)]
+    await mount.release()
+
+
 class TestLost:
     async def test_a_disk_that_was_pulled(self, vm: VM, caplog: pytest.LogCaptureFixture) -> None:
         """Its Mounts say so; each release succeeds, says so too, and the last one cleans up."""

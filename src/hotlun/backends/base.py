@@ -14,6 +14,9 @@ seven methods stay enough:
 * `host.identity(attachment)` - synchronous; the serial and size that the guest is to
   find at the slot, asked before each mount. A guest that can compare does so before
   it touches the disk; None, and nothing is compared.
+* `host.serials` - whether the guest reads our serial from an attached disk; True if the
+  backend does not say. Where it does not, the guest is not asked what it has: it could
+  not tell our disks from others.
 * `host.survey(attachments)` - async; how much of each the hypervisor has now, by serial
   (`Presence`), and nothing about others; None if it cannot be asked. Changes nothing.
 * `host.plan_grant(disk, vm_id)` - synchronous; what `grant_access` is going to change, as
@@ -124,6 +127,11 @@ def check(guest: GuestBackend, disk: Disk, config: MountConfig, path: str) -> No
     refuse = getattr(guest, "check", None)
     if refuse is not None:
         refuse(disk, config, path)
+
+
+def sets_serials(host: HostBackend) -> bool:
+    """Whether the guest can know an attached disk by our serial; True if it is not said."""
+    return bool(getattr(host, "serials", True))
 
 
 async def host_survey(

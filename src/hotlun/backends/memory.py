@@ -49,6 +49,7 @@ class MemoryHostBackend(Script):
         taken: slots that turn out taken only when something is attached there.
         delay: seconds that each call takes.
         surveys: whether it can be asked what it has.
+        serials: whether the guest can know the disks by our serials.
     """
 
     _operations = frozenset({"attach", "detach", "grant_access", "revoke_access", "survey"})
@@ -60,15 +61,17 @@ class MemoryHostBackend(Script):
         taken: Iterable[Slot] = (),
         delay: float = 0,
         surveys: bool = True,
+        serials: bool = True,
     ) -> None:
         super().__init__(delay)
+        self.serials = serials
         self.attached: dict[Slot, Attachment] = {}
         """What is attached now."""
         self.granted: set[tuple[str, str]] = set()
         """The (disk, vm_id) pairs that may be opened now."""
         self._occupied = frozenset(occupied)
         self._taken = frozenset(taken) | self._occupied
-        self.serials: set[str] = set()
+        self.used_serials: set[str] = set()
         """Of all that was ever to be attached."""
         self._disks: set[str] = set()
         self._vanished: set[str] = set()
@@ -79,9 +82,9 @@ class MemoryHostBackend(Script):
         return self._occupied
 
     async def attach(self, attachment: Attachment) -> None:
-        if attachment.serial in self.serials:
+        if attachment.serial in self.used_serials:
             raise self._violated(f"a serial used twice: {attachment}")
-        self.serials.add(attachment.serial)
+        self.used_serials.add(attachment.serial)
         lost = await self._enter(Call("attach", attachment))
         if attachment.slot in self._taken:
             raise SlotTakenError(
