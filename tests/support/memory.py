@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from hotlun import Manager, MountConfig, Slot, SlotState
@@ -18,7 +19,8 @@ T = TypeVar("T")
 EXT4 = MountConfig(filesystem="ext4")
 XFS = MountConfig(filesystem="xfs")
 FORMATS = MountConfig(filesystem="ext4", ensure_filesystem=True)
-A, B, C = "/disks/a.vhdx", "/disks/b.vhdx", "/disks/c.vhdx"
+_FOLDER = "C:\\disks\\" if os.name == "nt" else "/disks/"
+A, B, C = (f"{_FOLDER}{name}.vhdx" for name in "abc")
 """Disks that do not exist here: the backend is the one who has to know them."""
 
 UP = ["attach", "mount"]

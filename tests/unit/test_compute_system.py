@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, cast
@@ -300,6 +301,7 @@ class TestOpening:
                 raise AssertionError("it was not opened")
         assert caught.value.code == 0x8037010E
 
+    @pytest.mark.skipif(os.name == "nt", reason="there may be one there")
     async def test_where_there_is_no_such_service(self) -> None:
         """Says what it takes."""
         with pytest.raises(UnsupportedError, match="Windows"):
