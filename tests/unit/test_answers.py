@@ -23,7 +23,7 @@ def test_it_tells_of_disk_slot_and_path() -> None:
     assert (error.operation, error.slot, error.disk) == ("mount", Slot(1, 2), DISK)
     assert (error.code, error.detail) == (HResult.FAIL, "so it is")
     assert str(error) == (
-        "the guest did not mount /d.img (slot 1:2) at '/m': so it is [FAIL, 0x80004005]; "
+        "the guest did not mount /d.img (slot 1:2) at '/m': so it is [0x80004005 (FAIL)]; "
         "check partition, filesystem and options; the guest's kernel log may say more"
     )
 
