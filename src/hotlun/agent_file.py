@@ -29,7 +29,9 @@ from hotlun.agent.__main__ import main
 
 sys.exit(main())
 """
-_HOST_ONLY = frozenset({"client.py", "keeper.py", "wire.py"})
+_HOST_ONLY = frozenset(
+    {"client.py", "keeper.py", "listening.py", "openings.py", "threaded.py", "wire.py"}
+)
 _EARLIEST = (1980, 1, 1, 0, 0, 0)
 """The first moment that a zip file can write down."""
 

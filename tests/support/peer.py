@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from hotlun.bridge import messages
@@ -17,8 +18,7 @@ from hotlun.bridge.frames import Frame, FrameDecoder, encode
 from hotlun.bridge.messages import HResult, MessageType, Response
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Awaitable, Callable
 
 MODIFY_RESPONSE = messages.response_type(MessageType.MODIFY_SETTINGS)
 
@@ -135,6 +135,9 @@ class Peer:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._wait_stopped()
+
+    async def _wait_stopped(self) -> None:
         await self._server.wait_closed()
 
     async def call(self) -> Call:
@@ -187,6 +190,47 @@ class Peer:
             self._unseen.put_nowait(call)
         else:
             await call.link.send(*self.react(call))
+
+
+class Dialler(Peer):
+    """The same agent, in a guest that dials its host.
+
+    Args:
+        dial: opens a connection to it.
+        arguments: as `Peer` has them.
+    """
+
+    def __init__(
+        self,
+        dial: Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]],
+        **arguments: Any,
+    ) -> None:
+        super().__init__(Path(), **arguments)
+        self._dial = dial
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def dial(self) -> None:
+        """Dial once, and serve whoever answers, on the side."""
+        streams = await self._dial()
+        self._tasks.add(asyncio.create_task(self._serve(*streams)))
+
+    async def dial_until_heard(self) -> None:
+        """As agents do, until somebody listens."""
+        async with asyncio.timeout(DEADLINE):
+            while True:
+                try:
+                    await self.dial()
+                except ConnectionError:
+                    await asyncio.sleep(0.02)
+                else:
+                    return
+
+    def stop_listening(self) -> None:
+        """It never has."""
+
+    async def _wait_stopped(self) -> None: ...
 
 
 def header(kind: int, size: int, number: int) -> bytes:

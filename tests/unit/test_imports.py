@@ -41,7 +41,9 @@ BELOW_BACKENDS = {
     "model",
     "windows_paths",
 }
-HOSTS_END = {"bridge.client", "bridge.keeper", "bridge.wire"}
+HOSTS_END = {
+    f"bridge.{name}" for name in ("client", "keeper", "listening", "openings", "threaded", "wire")
+}
 CORE = set().union(*LAYERS)
 
 

@@ -2,5 +2,5 @@
 
 `frames` and `messages` hold no socket, import nothing but the standard library
 and run on Python 3.9: the agent inside the guest uses them as they are, and so
-does `transport`. `client`, `keeper` and `wire` are the host's end, and only the host has them.
+does `transport`. All others are the host's end, and only the host has them.
 """

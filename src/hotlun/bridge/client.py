@@ -9,22 +9,24 @@ in `keeper`; here is what that means for requests.
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 from typing import TYPE_CHECKING, Any, Self
 
-from hotlun.bridge import messages
+from hotlun.bridge import messages, openings
 from hotlun.bridge.frames import DEFAULT_LIMIT, Frame, FrameError, encode
 from hotlun.bridge.keeper import GreetingError, Keeper, State
 from hotlun.bridge.messages import HResult, MessageError, MessageType, Response, type_name
+from hotlun.bridge.transport import VSOCK_PORT
 from hotlun.bridge.wire import read_answer
-from hotlun.errors import BackendError, OutcomeUnknownError, UnsupportedError, VMGoneError
+from hotlun.errors import BackendError, OutcomeUnknownError, VMGoneError
 
 if TYPE_CHECKING:
+    import os
+    import uuid
     from collections.abc import Callable, Mapping
 
-    from hotlun.bridge.keeper import ChangeListener, Opener
+    from hotlun.bridge.keeper import ChangeListener
     from hotlun.bridge.messages import Capabilities
+    from hotlun.bridge.openings import Opening
     from hotlun.bridge.wire import Wire
 
 CONNECT_TIMEOUT = 120.0
@@ -46,7 +48,7 @@ class BridgeConnection:
     Entering connects and negotiates. Requests may be made by any number of tasks
     at once; answers are matched by id, in whatever order they come.
 
-    One made by `connect_unix` comes back by itself after it was lost, for as long as
+    One made by anything but `over` comes back by itself after it was lost, for as long as
     there is a VM. Requests that were in flight end at once with `OutcomeUnknownError`;
     those that are made meanwhile wait for it. So it is when the agent was started anew.
     One made by `over` cannot come back from the end of its streams.
@@ -54,23 +56,21 @@ class BridgeConnection:
 
     def __init__(
         self,
-        opener: Opener,
-        peer: str,
+        opening: Opening,
         *,
         timeout: float,
         request_timeout: float,
         limit: int,
         keepalive: float,
-        reopens: bool,
     ) -> None:
-        self._peer = peer
+        self._peer = opening.peer
+        self._advice = opening.advice
         self._request_timeout = request_timeout
         self._timeout = timeout
         self._limit = limit
-        self._keeper = Keeper(
-            opener, peer, timeout=timeout, limit=limit, keepalive=keepalive, reopens=reopens
-        )
+        self._keeper = Keeper(opening, timeout=timeout, limit=limit, keepalive=keepalive)
         self._entered = False
+        opening.begin()
 
     @classmethod
     def connect_unix(
@@ -96,27 +96,81 @@ class BridgeConnection:
             ValueError: a keepalive that is not above 0.
             UnsupportedError: there are no unix sockets here: on Windows.
         """
-        path = os.fspath(path)
-        connect = getattr(asyncio, "open_unix_connection", None)
-        if connect is None:
-            raise UnsupportedError(
-                f"asyncio cannot open {path}: it has no unix sockets on {sys.platform}; "
-                "a VM of Hyper-V is reached through the compute service or a Hyper-V socket",
-                operation="connect",
-            )
-
-        async def opener() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-            streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] = await connect(path)
-            return streams
-
         return cls(
-            opener,
-            path,
+            openings.unix(path),
             timeout=timeout,
             request_timeout=request_timeout,
             limit=limit,
             keepalive=keepalive,
-            reopens=True,
+        )
+
+    @classmethod
+    def listen_hyperv(
+        cls,
+        runtime_id: str | uuid.UUID,
+        os_type: str,
+        *,
+        confidential: bool = False,
+        timeout: float = CONNECT_TIMEOUT,
+        request_timeout: float = REQUEST_TIMEOUT,
+        limit: int = DEFAULT_LIMIT,
+        keepalive: float = KEEPALIVE,
+    ) -> Self:
+        """Be dialled by a guest of Hyper-V. Takes Windows, Python 3.12 and an administrator.
+
+        It listens from now on, so start the VM between this and entering: a Linux guest tries
+        for ever, another one need not. The VM's document has to allow it (HvSocketConfig).
+
+        Args:
+            runtime_id: the VM's RuntimeId, which is not its id of the compute service.
+            os_type: what runs in it, `"linux"` or `"windows"`.
+            confidential: it is a confidential VM, where for Windows another agent dials.
+            timeout: seconds for entering, until the guest has dialled and answered.
+            request_timeout, limit, keepalive: as `connect_unix`.
+
+        Raises:
+            ValueError: no runtime id, another os_type, or a keepalive that is not above 0.
+            UnsupportedError: there are no such sockets here.
+            BackendError: it cannot listen: no administrator, or another process does.
+        """
+        return cls(
+            openings.hyperv(runtime_id, os_type, confidential=confidential),
+            timeout=timeout,
+            request_timeout=request_timeout,
+            limit=limit,
+            keepalive=keepalive,
+        )
+
+    @classmethod
+    def listen_vsock(
+        cls,
+        cid: int | None = None,
+        *,
+        port: int = VSOCK_PORT,
+        timeout: float = CONNECT_TIMEOUT,
+        request_timeout: float = REQUEST_TIMEOUT,
+        limit: int = DEFAULT_LIMIT,
+        keepalive: float = KEEPALIVE,
+    ) -> Self:
+        """Be dialled by a guest with a vsock device; this Linux host listens from now on.
+
+        Args:
+            cid: the guest's; others are hung up on. None for whichever dials first.
+            port: that it dials.
+            timeout: seconds for entering, until the guest has dialled and answered.
+            request_timeout, limit, keepalive: as `connect_unix`.
+
+        Raises:
+            ValueError: a keepalive that is not above 0.
+            UnsupportedError: there are no such sockets here.
+            BackendError: it cannot listen: another process does, or the kernel has no vsock.
+        """
+        return cls(
+            openings.vsock(cid, port),
+            timeout=timeout,
+            request_timeout=request_timeout,
+            limit=limit,
+            keepalive=keepalive,
         )
 
     @classmethod
@@ -131,18 +185,12 @@ class BridgeConnection:
         keepalive: float = KEEPALIVE,
     ) -> Self:
         """Over streams that are open already; leaving closes them. As `connect_unix` otherwise."""
-
-        async def opener() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-            return reader, writer
-
         return cls(
-            opener,
-            str(writer.get_extra_info("peername") or "the given streams"),
+            openings.given(reader, writer),
             timeout=timeout,
             request_timeout=request_timeout,
             limit=limit,
             keepalive=keepalive,
-            reopens=False,
         )
 
     @property
@@ -196,8 +244,7 @@ class BridgeConnection:
             await self._keeper.open()
         except TimeoutError:
             raise BackendError(
-                f"no agent answered at {self._peer} within {self._timeout:g} s: is the agent "
-                "running in the guest, and is no other client connected to that socket?",
+                f"no agent answered at {self._peer} within {self._timeout:g} s: {self._advice}",
                 operation="connect",
             ) from None
         except OSError as error:

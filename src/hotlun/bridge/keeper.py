@@ -41,12 +41,12 @@ from hotlun.bridge.messages import Capabilities, HResult, MessageError, MessageT
 from hotlun.bridge.wire import Ids, Wire, read_answer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Callable, Mapping
 
     from hotlun.bridge.messages import Response
+    from hotlun.bridge.openings import Opening
     from hotlun.bridge.wire import Answered
 
-    Opener = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
     ChangeListener = Callable[["Change", str], None]
 
 _PATIENCE = 5.0
@@ -103,12 +103,10 @@ class Keeper:
     """The one connection that there is at a time, and what is known of the agent at its end.
 
     Args:
-        opener: gives the streams, each time anew if `reopens`.
-        peer: what they lead to, for people.
+        opening: where the connection comes from.
         timeout: seconds for the agent to answer Negotiate.
         limit: the largest frame accepted, in bytes.
         keepalive: seconds between questions whether the agent still is the same.
-        reopens: whether `opener` can be asked again.
 
     Attributes:
         state: whether requests can be sent on `wire`.
@@ -120,13 +118,11 @@ class Keeper:
 
     def __init__(
         self,
-        opener: Opener,
-        peer: str,
+        opening: Opening,
         *,
         timeout: float,
         limit: int,
         keepalive: float,
-        reopens: bool,
     ) -> None:
         if not keepalive > 0:
             raise ValueError(f"keepalive is a number of seconds above 0, not {keepalive!r}")
@@ -137,11 +133,10 @@ class Keeper:
         self.wire: Wire | None = None
         self.session = 0
         self.capabilities: Capabilities | None = None
-        self._opener = opener
-        self._peer = peer
+        self._opening = opening
+        self._peer = opening.peer
         self._timeout = timeout
         self._limit = limit
-        self._reopens = reopens
         self._task: asyncio.Task[None] | None = None
         self._trouble = asyncio.Event()  # set: the task has something to do
         self._settled = asyncio.Event()  # set in every state but AWAY
@@ -328,7 +323,7 @@ class Keeper:
             _log.debug("%s: %s", self._peer, self.why)
 
     async def _connect(self) -> None:
-        streams = await self._opener()
+        streams = await self._opening.opener()
         number = self.ids.take()
         wire = Wire(
             streams,
@@ -358,7 +353,7 @@ class Keeper:
     def _on_loss(self, wire: Wire) -> None:
         if wire is not self.wire or self.state not in (State.OPEN, State.AWAY):
             return
-        self._set(State.AWAY if self._reopens else State.OUTSIDE, wire.lost)
+        self._set(State.AWAY if self._opening.reopens else State.OUTSIDE, wire.lost)
         self._trouble.set()
         self._tell(Change.LOST, wire.lost)
 
@@ -404,6 +399,12 @@ class Keeper:
                 document = messages.start_request()
                 started = await self._ask(wire, self.ids.take(), MessageType.START, document)
                 _check(started, MessageType.START)
+        elif self.session:  # as is this one
+            return capabilities
+        if capabilities.os_type == "windows" and self._opening.runtime_id:
+            document = messages.addresses_request(self._opening.runtime_id)
+            told = await self._ask(wire, self.ids.take(), MessageType.MODIFY_SETTINGS, document)
+            _check(told, MessageType.MODIFY_SETTINGS)
         return capabilities
 
     async def _ask(

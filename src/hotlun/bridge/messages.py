@@ -22,6 +22,9 @@ PROTOCOL_VERSION = 4
 NULL_ID = "00000000-0000-0000-0000-000000000000"
 """The container id that means the VM itself, and the activity id of nobody in particular."""
 
+HYPERV_PARENT_ID = "894cc2d6-9d79-424f-93fe-42969ae6d8d1"
+"""The host's address of Hyper-V sockets, as a Windows guest is told it."""
+
 ADD, REMOVE = "Add", "Remove"
 MAPPED_VIRTUAL_DISK, SCSI_DEVICE = "MappedVirtualDisk", "SCSIDevice"
 CONTAINER_SCRATCH = "MappedVirtualDiskForContainerScratch"
@@ -386,6 +389,14 @@ def create_request() -> Document:
 
 def start_request() -> Document:
     return _addressed(NULL_ID)
+
+
+def addresses_request(runtime_id: str) -> Document:
+    """Tell a Windows guest the addresses of its Hyper-V sockets: its own, and the host's."""
+    settings = {"LocalAddress": runtime_id, "ParentAddress": HYPERV_PARENT_ID}
+    return modify_request(
+        {"RequestType": "Update", "ResourceType": "HvSocket", "Settings": settings}
+    )
 
 
 def modify_request(request: Mapping[str, Any]) -> Document:
