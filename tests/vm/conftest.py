@@ -91,6 +91,7 @@ async def service(one_service: HCSOnQEMU) -> AsyncIterator[HCSOnQEMU]:
     before = await look(one_service.vm)
     one_service.lists_disks = True
     yield one_service
+    await one_service.close()  # what a test that has failed has left under way
     assert one_service.attached == {}
     assert one_service.violations == []
     assert await eventually(one_service.vm, before) == before
