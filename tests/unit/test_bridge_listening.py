@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import socket
 import threading
@@ -238,7 +239,7 @@ class TestComingBack:
     ) -> None:
         """Whatever the error, it is tried again."""
         async with dialled(place, in_threads) as (connection, guest):
-            place.error = ConnectionRefusedError(111, "refused")
+            place.error = ConnectionRefusedError(errno.ECONNREFUSED, "refused")
             guest.links[-1].hang_up()
             await guest.departure()
             await asyncio.sleep(2 * SHORT)
@@ -336,10 +337,10 @@ class TestAddresses:
 
     def test_that_cannot_be_had(self, place: Place) -> None:
         """It says so when it is to listen, before the VM is started."""
-        place.error = PermissionError(13, "denied")
+        place.error = PermissionError(errno.EACCES, "denied")
         with pytest.raises(BackendError, match=r"cannot listen for the guest: .*administrator"):
             listening(place, True)
-        place.error = OSError(98, "in use")
+        place.error = OSError(errno.EADDRINUSE, "in use")
         with pytest.raises(BackendError, match="another process listens"):
             listening(place, False)
 

@@ -26,6 +26,7 @@ from hotlun.model import Presence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from pathlib import Path
 
 DISK = Disk(r"C:\disks\a.vhdx", DiskKind.VIRTUAL_DISK)
 OTHER = Disk(r"C:\disks\b.vhdx", DiskKind.VIRTUAL_DISK)
@@ -315,6 +316,17 @@ class TestSurveying:
             "h3": Presence.UNKNOWN,
         }
         assert system.queries == [{"PropertyTypes": ["MappedVirtualDisk"]}]
+
+    async def test_knows_a_disk_by_whatever_path_leads_to_it(
+        self, host: HCSHostBackend, system: MemorySystem, tmp_path: Path
+    ) -> None:
+        """The service may tell another one than it was given."""
+        image, link = tmp_path / "a.vhdx", tmp_path / "b.vhdx"
+        image.touch()
+        link.hardlink_to(image)
+        attachment = Attachment(Slot(1, 3), Disk(str(image), DiskKind.VIRTUAL_DISK), "h4")
+        system.told = listing(s1_3=str(link))
+        assert await host.survey([attachment]) == {"h4": Presence.PRESENT}
 
     async def test_tells_attachments_of_one_disk_apart(
         self, host: HCSHostBackend, system: MemorySystem

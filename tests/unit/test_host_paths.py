@@ -137,6 +137,7 @@ def test_where_a_path_of_windows_has_moved(path: str, there: str) -> None:
     assert moved(path, paths, WINDOWS) == there
 
 
+@pytest.mark.skipif(os.name == "nt", reason="these are the other rules; see the rest of this file")
 def test_here_paths_mean_what_they_say(tmp_path: Path) -> None:
     """Byte for byte, and by the numbers of what exists."""
     assert isinstance(HERE, Posix)

@@ -7,7 +7,10 @@ FILES = (
     # values, documents and codes
     "tests/unit/test_events.py",
     "tests/unit/test_frames.py",
+    "tests/unit/test_answers.py",
     "tests/unit/test_guest_paths.py",
+    "tests/unit/test_host_paths.py",
+    "tests/unit/test_windows_paths.py",
     "tests/unit/test_hcs_documents.py",
     "tests/unit/test_hcs_results.py",
     "tests/unit/test_identity.py",
@@ -42,10 +45,12 @@ FILES = (
     "tests/unit/test_release.py",
     "tests/unit/test_side_by_side.py",
     "tests/unit/test_teardown.py",
+    "tests/unit/test_windows_guests.py",
 )
 """Not here, though a Windows user needs what they test:
 
-* test_bridge_*.py, but for that one: their agents listen on Unix sockets, which the event loop there has not.
+* test_bridge_*.py, but for that one: their agents listen on Unix sockets, which the event loop
+  there has not.
 * test_cli*.py: the command is for QEMU, and so for Linux.
 """
 

@@ -9,6 +9,7 @@ is begun there, and how it ended decides what is left to do.
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
@@ -262,8 +263,7 @@ class HCSHostBackend:
         there = paths.get(attachment.slot)
         if there is None:
             return Presence.UNKNOWN
-        is_it = windows_paths.fold(there) == windows_paths.fold(attachment.disk.path)
-        return Presence.PRESENT if is_it else Presence.ABSENT
+        return Presence.PRESENT if _same(there, attachment.disk.path) else Presence.ABSENT
 
     async def _paths(self, operation: str) -> Mapping[Slot, str] | None:
         errand = Errand(operation)
@@ -423,6 +423,16 @@ def _told_of(errand: Errand, *, fine: Meaning | None = None) -> Iterator[None]:
     except (BackendError, OutcomeUnknownError) as error:
         if fine is None or _meaning(error) is not fine:
             raise _told(errand, error) from error
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two paths lead to one disk; the service may tell another one than it was given."""
+    if windows_paths.fold(one) == windows_paths.fold(other):
+        return True
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):
+        return False
 
 
 def _told(errand: Errand, error: BackendError | OutcomeUnknownError) -> HotlunError:
