@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support import disks
+from support.computecore import RUNTIME_ID, build
 
 from hotlun.vm import Machine
 
@@ -27,7 +28,20 @@ EXPECTED = {
     "docs/reconciliation.md-1": "paused: somebody said `stop`\ngone, with 0 disks left",
     "docs/reconciliation.md-2": "0:0 lost+found",
     "docs/testing.md-0": "as scripted: the reply to mount was lost",
+    "docs/windows.md-0": "0:0 /run/mounts/scsi/m0",
+    "docs/windows.md-1": "frozenset({Slot(controller=0, lun=0)})",
+    "docs/windows.md-2": "0:0 in linux",
 }
+
+
+A_COMPUTE_SERVICE = f"""
+import ctypes
+from hotlun.hcs.computecore import ComputeCore
+library = ctypes.CDLL({build().core!r})
+library.fake_system(b"my-vm", b"{RUNTIME_ID}", b"Linux")
+ComputeCore.load = classmethod(lambda cls: cls(library, library))
+"""
+"""What a program begins with that believes itself on Windows."""
 
 
 def test_every_example_is_expected() -> None:
@@ -43,8 +57,12 @@ def test_the_first_example_has_ten_lines() -> None:
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
 async def test_an_example_runs(name: str, tmp_path: Path) -> None:
-    """As it stands, but for the sockets of the VM that the reader already has."""
+    """As it stands, but for the sockets and the Windows that the reader already has."""
     source = EXAMPLES[name]
+    if "open_system" in source:
+        source = A_COMPUTE_SERVICE + source.replace(
+            'listen_hyperv(info.runtime_id, "linux")', 'connect_unix("/run/vm/agent.sock")'
+        )
     for image in ("disk.img", "scratch.img"):
         disks.blank(tmp_path / image, 340 * disks.MIB)
     if "/run/vm/" not in source:
