@@ -37,8 +37,7 @@ DISK = Disk("C:\\Größe \U0001f4be \udc80\\a.vhdx", DiskKind.VIRTUAL_DISK)
 ADD = documents.add_document(Attachment(Slot(0, 3), DISK, "h1"))
 REMOVE = documents.remove_document(Attachment(Slot(0, 3), DISK, "h1"))
 TEXT = json.dumps(ADD, separators=(",", ":"), ensure_ascii=False)
-LONG = 1.0
-"""Seconds that nothing here takes."""
+TESTS = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -312,14 +311,24 @@ class TestUnderAddressSanitizer:
         assert done.returncode != 0
         assert "heap-buffer-overflow" in done.stderr
 
-    def test_nothing_is_wrong(self) -> None:
-        """With what is done in the other tests, each of them once more."""
+    @pytest.mark.parametrize(
+        ("path", "chosen"),
+        [
+            (Path(__file__), "TestOneCall or TestASystem or granted or refused"),
+            (TESTS / "contract" / "test_backend_contract.py", "library"),
+            (TESTS / "model" / "test_compute_storms.py", "storm"),
+        ],
+        ids=["these tests", "the contract", "storms"],
+    )
+    def test_nothing_is_wrong(self, path: Path, chosen: str) -> None:
+        """With what is done in other tests, each of them once more."""
         done = self.run(
             "import sys, pytest, support.computecore as c;"
-            "c.build.folders.append(0); c.build = lambda *_: c.Libraries(sys.argv[1], '', '');"
-            "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', sys.argv[2],"
-            " '-k', 'TestOneCall or TestASystem or granted or refused']))",
-            str(Path(__file__)),
+            "c.build = lambda *_: c.Libraries(sys.argv[1], '', '');"
+            "chosen = ['-q', '-p', 'no:cacheprovider', sys.argv[2], '-k', sys.argv[3]];"
+            "sys.exit(pytest.main(chosen))",
+            str(path),
+            chosen,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert "passed" in done.stdout
