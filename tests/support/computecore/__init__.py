@@ -31,6 +31,9 @@ FLAGS = (
 VM, RUNTIME_ID = "vm-1", "3f2504e0-4f89-11d3-9a0c-0305e82c3301"
 DEADLINE_MS = 20_000
 
+_FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
+"""With what was built: gone with this process."""
+
 
 class Call(IntEnum):
     """What can be scripted."""
@@ -84,7 +87,7 @@ class Libraries(NamedTuple):
 def build(*flags: str) -> Libraries:
     """Have the system's compiler make them, for as long as this process lives."""
     folder = tempfile.TemporaryDirectory(prefix="hotlun-computecore-")
-    build.folders.append(folder)  # type: ignore[attr-defined]
+    _FOLDERS.append(folder)
     core, older, without = (
         str(Path(folder.name, f"{name}.so")) for name in ("computecore", "vmcompute", "without")
     )
@@ -95,9 +98,6 @@ def build(*flags: str) -> Libraries:
     ):
         subprocess.run(["cc", *FLAGS, *flags, "-o", target, *map(str, sources)], check=True)
     return Libraries(core, older, without)
-
-
-build.folders = []  # type: ignore[attr-defined]
 
 
 class FakeComputeCore:
