@@ -172,6 +172,8 @@ def _remount(disk: DiskState, mount: MountState) -> Disagreement:
         why = "its key was nowhere but in that mount"
     elif config.key is not None and config.key.is_sealed:
         why = "its key is not known here any more"
+    elif config.container_scratch:  # ensure_filesystem looks first, this formats each time
+        why = "mounting it again would format it again"
     else:
         mount.fact, mount.closing, mount.is_due = Fact.NO, False, True
         return _found(disk, Finding.MOUNT_GONE, Resolution.REMOUNTED, mount)

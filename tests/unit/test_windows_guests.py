@@ -12,6 +12,7 @@ from hotlun import (
     Manager,
     MountConfig,
     NoAvailableLocationError,
+    Resolution,
     Secret,
     Slot,
     SlotState,
@@ -109,6 +110,28 @@ async def test_survives_in_a_journal() -> None:
         (again,) = manager.mounts
         assert (again.id, again.config, again.slot) == (first.id, SCRATCH, Slot(0, 0))
         await again.release()
+
+
+async def test_a_scratch_that_was_unmounted_is_lost_and_not_formatted_again() -> None:
+    """What it held may still be on the disk."""
+    vm = Windows()
+    async with vm.manager() as manager:
+        scratch = await manager.add_virtual_disk("/a.vhdx", mount=SCRATCH)
+        plain = await manager.add_virtual_disk("/b.vhdx", mount=NTFS)
+        for path in (scratch.guest_path, plain.guest_path):
+            assert path is not None
+            vm.guest.vanish(path)
+        found = {one.guest_path: one.resolution for one in await manager.reconcile()}
+        assert found == {
+            scratch.guest_path: Resolution.LOST,
+            plain.guest_path: Resolution.REMOUNTED,
+        }
+        assert "would format it again" in scratch.lost
+        assert not plain.lost
+        await scratch.release()
+        assert (await manager.add_virtual_disk("/a.vhdx", mount=SCRATCH)).lost == ""
+    assert vm.said().count("mount") == 4
+    assert vm.host.violations == vm.guest.violations == []
 
 
 REFUSED: dict[str, dict[str, Any]] = {
