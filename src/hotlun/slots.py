@@ -53,12 +53,12 @@ class SlotTable:
     def __init__(self, controllers: int, luns: int, usable_controllers: int | None = None) -> None:
         self.controllers = controllers
         self.luns = luns
-        usable = controllers if usable_controllers is None else usable_controllers
-        self._end = min(controllers, usable) * luns
+        usable = controllers if usable_controllers is None else min(controllers, usable_controllers)
+        self._end = usable * luns
         self._remedy = (
-            "start the VM with more controllers"
-            if usable >= controllers
-            else f"take another VM: this guest uses no controller above {usable - 1}"
+            f"take another VM: this guest uses no controller above {usable - 1}"
+            if usable == usable_controllers
+            else "start the VM with more controllers"
         )
         self._fresh = 0
         """The lowest index that was never given out."""

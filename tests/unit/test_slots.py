@@ -13,6 +13,7 @@ from hotlun import (
     SlotTakenError,
 )
 from hotlun.backends.memory import MemoryGuestBackend, MemoryHostBackend
+from hotlun.slots import SlotTable
 
 
 async def test_lowest_first() -> None:
@@ -85,6 +86,27 @@ async def test_controllers_that_the_guest_cannot_use_are_never_chosen() -> None:
         with pytest.raises(NoAvailableLocationError):
             await manager.add_virtual_disk(B)
         assert manager.slots()[1].state is SlotState.RESERVED
+
+
+@pytest.mark.parametrize(
+    ("controllers", "usable", "advice"),
+    [
+        (2, None, "start the VM with more controllers"),
+        (2, 4, "start the VM with more controllers"),
+        (4, 4, "take another VM: this guest uses no controller above 3"),
+        (4, 1, "take another VM: this guest uses no controller above 0"),
+        (1, 1, "take another VM: this guest uses no controller above 0"),
+    ],
+)
+def test_a_full_vm_is_told_what_would_help(
+    controllers: int, usable: int | None, advice: str
+) -> None:
+    """More controllers are of no use to a guest that has all it can use."""
+    slots = SlotTable(controllers, 1, usable)
+    for _ in range(min(controllers, usable or controllers)):
+        slots.take()
+    with pytest.raises(NoAvailableLocationError, match=f"release a disk, or {advice}"):
+        slots.take()
 
 
 async def test_the_snapshot_has_one_entry_a_slot(vm: VM) -> None:
