@@ -99,12 +99,15 @@ def unplug_request(
 ) -> Request | None:
     """Have the guest let go of the device; None for Windows, which needs no word about it.
 
+    Nor has it of a slot that it cannot use: a disk that is there all the same, found in a
+    journal, can be detached.
+
     Raises:
         UnsupportedError: the guest cannot be told of this slot.
     """
-    _check_slot("unplug", attachment, os_type, max_lun)
     if os_type == "windows":
         return None
+    _check_slot("unplug", attachment, os_type, max_lun)
     slot = attachment.slot
     return _request(REMOVE, SCSI_DEVICE, Controller=slot.controller, Lun=slot.lun)
 
