@@ -67,14 +67,7 @@ class BridgeGuestBackend:
             UnsupportedError: that, naming what cannot be done.
             BackendError: the connection has never been entered, so nobody knows.
         """
-        if self._connection.os_type != self.os_type:
-            raise UnsupportedError(
-                f"cannot mount {disk} at {path!r}: the guest says that it runs "
-                f"{self._connection.os_type}, and this backend was made for {self.os_type}: "
-                "make it for the right one",
-                operation="mount",
-                disk=disk,
-            )
+        self._check_system("mount", disk, f" at {path!r}")
         requests.check(disk, config, path, self.os_type, self._connection.features)
 
     async def mount(self, mount: GuestMount) -> None:
@@ -93,11 +86,13 @@ class BridgeGuestBackend:
 
     async def unmount(self, mount: GuestMount) -> None:
         """Undo `mount`. Raises as `mount` does."""
+        self._check_system("unmount", mount.attachment.disk, f" from {mount.path!r}")
         request = requests.unmount_request(mount, self.os_type, self._connection.features)
         await self._send("unmount", request, mount.attachment, f" from {mount.path!r}")
 
     async def unplug(self, attachment: Attachment) -> None:
         """Have the guest let go of the device. Windows needs no telling. Raises as `mount` does."""
+        self._check_system("unplug", attachment.disk, "")
         request = requests.unplug_request(attachment, self.os_type)
         if request is not None:
             await self._send("unplug", request, attachment, "")
@@ -144,6 +139,21 @@ class BridgeGuestBackend:
                     listener(VMGone(reason))
 
         return self._connection.watch(tell)
+
+    def _check_system(self, operation: str, disk: Disk, where: str) -> None:
+        """Refuse to send the documents of one system to a guest that runs another.
+
+        A Linux agent takes an unmount in Windows' words for one of nothing, and Windows is not
+        even told of an unplug: the disk would be detached while it is mounted.
+        """
+        if self._connection.os_type != self.os_type:
+            raise UnsupportedError(
+                f"cannot {operation} {disk}{where}: the guest says that it runs "
+                f"{self._connection.os_type}, and this backend was made for {self.os_type}: "
+                "make it for the right one",
+                operation=operation,
+                disk=disk,
+            )
 
     async def _send(
         self, operation: str, request: requests.Request, attachment: Attachment, where: str
