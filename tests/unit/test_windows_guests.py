@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import pytest
+from support.windows_guest import REFUSED
 
 from hotlun import (
     GuestPathConflictError,
@@ -13,11 +14,9 @@ from hotlun import (
     MountConfig,
     NoAvailableLocationError,
     Resolution,
-    Secret,
     Slot,
     SlotState,
     UnsupportedError,
-    Verity,
 )
 from hotlun.backends import base
 from hotlun.backends.memory import MemoryGuestBackend, MemoryHostBackend
@@ -132,20 +131,6 @@ async def test_a_scratch_that_was_unmounted_is_lost_and_not_formatted_again() ->
         assert (await manager.add_virtual_disk("/a.vhdx", mount=SCRATCH)).lost == ""
     assert vm.said().count("mount") == 4
     assert vm.host.violations == vm.guest.violations == []
-
-
-REFUSED: dict[str, dict[str, Any]] = {
-    "partition": {"partition": 1},
-    "encrypted": {"encrypted": True, "ensure_filesystem": True, "filesystem": "ntfs"},
-    "options": {"options": ["ro"]},
-    "ensure_filesystem": {"ensure_filesystem": True, "filesystem": "ntfs"},
-    "filesystem": {"filesystem": "ntfs"},
-    "block_device": {"block_device": True},
-    "preserve_data": {"preserve_data": True, "ensure_filesystem": True, "filesystem": "ntfs"},
-    "key": {"key": Secret("k"), "encrypted": True},
-    "verity": {"verity": Verity("ab" * 32)},
-    "lazy_unmount": {"lazy_unmount": True},
-}
 
 
 def test_every_field_is_refused_but_one() -> None:
