@@ -145,6 +145,8 @@ def values() -> None:
     Disk("/d", DiskKind.VIRTUAL_DISK, format=ImageFormat.RAW)
     MountConfig(1)  # type: ignore[misc]
     MountConfig(options=["ro", "noatime"])
+    assert_type(MountConfig(container_scratch=True).container_scratch, bool)
+    MountConfig(container_scratch="refs")  # type: ignore[arg-type]
     Slot(0, 1).lun = 2  # type: ignore[misc]
     secret = Secret("sesame")
     assert_type(secret.reveal(), bytes)

@@ -108,6 +108,20 @@ GOOD = json.loads(
 )
 
 
+def test_a_config_of_before_a_field_was_thought_of() -> None:
+    """Its documents lack it, and so do those of now where it says nothing."""
+    mount = MountRecord("/m", MountConfig(), Fact.YES)
+    disk = Disk("/d", DiskKind.VIRTUAL_DISK)
+    record = DiskRecord("h1", Slot(0, 0), False, disk, ("path", "/d", ""), Fact.YES, (), (mount,))
+    document = json.loads(record.to_text(SALT))
+    assert document["mounts"] == [["/m", "yes", False, {}]]
+    assert DiskRecord.from_text(json.dumps(document)) == record
+    document["mounts"] = [["/m", "yes", False, {"filesystem": "ext4", "options": ["noatime"]}]]
+    (again,) = DiskRecord.from_text(json.dumps(document)).mounts
+    assert again.config == MountConfig(filesystem="ext4", options=["noatime"])
+    assert not again.config.container_scratch
+
+
 OTHER: dict[str, Any] = {
     "serial": "h9",
     "identity": ["path", "/e", ""],
@@ -133,6 +147,8 @@ OTHER: dict[str, Any] = {
         {"mounts": [["/m", "yes", False, {"partition": 1.5}]]},
         {"mounts": [["/m", "yes", False, {"partition": True}]]},
         {"mounts": [["/m", "yes", False, {"options": "ro"}]]},
+        {"mounts": [["/m", "yes", False, {"container_scratch": 1}]]},
+        {"mounts": [["/m", "yes", False, {"container_scratch": True, "partition": 1}]]},
         {"mounts": [[7, "yes", False, {}]]},
         {"mounts": [["/m", "yes", {}]]},
         {"mounts": 5},
