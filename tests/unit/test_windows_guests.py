@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.windows_guest import REFUSED
@@ -21,17 +21,26 @@ from hotlun import (
 from hotlun.backends import base
 from hotlun.backends.memory import MemoryGuestBackend, MemoryHostBackend
 from hotlun.journal import MemoryJournal
+from hotlun.model import GuestSurvey
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 NTFS = MountConfig()
 SCRATCH = MountConfig(container_scratch=True)
 
 
 class Windows:
-    """A VM in memory that runs it."""
+    """A VM in memory that runs it.
 
-    def __init__(self, **host: Any) -> None:
-        self.host = MemoryHostBackend(**host)
-        self.guest = MemoryGuestBackend(self.host, os_type="windows")
+    Args:
+        surveys: whether its guest can be asked what it has, other than a real one.
+        taken: slots that turn out to be somebody else's.
+    """
+
+    def __init__(self, *, surveys: bool | None = None, taken: Iterable[Slot] = ()) -> None:
+        self.host = MemoryHostBackend(taken=taken)
+        self.guest = MemoryGuestBackend(self.host, os_type="windows", surveys=surveys)
         self.guest.calls = self.host.calls  # one order over both
 
     def manager(self, **arguments: Any) -> Manager:
@@ -112,8 +121,8 @@ async def test_survives_in_a_journal() -> None:
 
 
 async def test_a_scratch_that_was_unmounted_is_lost_and_not_formatted_again() -> None:
-    """What it held may still be on the disk."""
-    vm = Windows()
+    """What it held may still be on the disk. No guest of today can tell; one may yet."""
+    vm = Windows(surveys=True)
     async with vm.manager() as manager:
         scratch = await manager.add_virtual_disk("/a.vhdx", mount=SCRATCH)
         plain = await manager.add_virtual_disk("/b.vhdx", mount=NTFS)
@@ -161,8 +170,12 @@ async def test_a_linux_guest_knows_no_scratch() -> None:
     assert host.calls == []
 
 
-def test_a_guest_in_memory_has_what_the_real_one_has() -> None:
-    """One controller; and what a test wants instead."""
+async def test_a_guest_in_memory_has_what_the_real_one_has() -> None:
+    """One controller, and no answer to what it has; and what a test wants instead."""
     assert base.usable_controllers(MemoryGuestBackend(os_type="windows")) == 1
     assert base.usable_controllers(MemoryGuestBackend(os_type="windows", controllers=2)) == 2
     assert base.usable_controllers(MemoryGuestBackend()) is None
+    assert await base.guest_survey(MemoryGuestBackend(os_type="windows"), (), ()) is None
+    for guest in (MemoryGuestBackend(), MemoryGuestBackend(os_type="windows", surveys=True)):
+        assert await base.guest_survey(guest, (), ()) == GuestSurvey()
+    assert await base.guest_survey(MemoryGuestBackend(surveys=False), (), ()) is None

@@ -189,7 +189,7 @@ class MemoryGuestBackend(Script):
             has the whole of hotlun's agent.
         controllers: how many of them the guest can use; None for all, in Windows for 1.
         delay: seconds that each call takes.
-        surveys: whether it can be asked what it has.
+        surveys: whether it can be asked what it has; None for as the real one: Windows cannot.
     """
 
     _operations = frozenset({"mount", "unmount", "unplug", "survey"})
@@ -201,7 +201,7 @@ class MemoryGuestBackend(Script):
         os_type: OSType = "linux",
         controllers: int | None = None,
         delay: float = 0,
-        surveys: bool = True,
+        surveys: bool | None = None,
     ) -> None:
         super().__init__(delay)
         self.os_type = os_type
@@ -217,7 +217,7 @@ class MemoryGuestBackend(Script):
         """The serials of all devices that something was mounted from, ever."""
         self._unplugged: set[str] = set()
         self._host = host
-        self._surveys = surveys
+        self._surveys = os_type != "windows" if surveys is None else surveys
         if host is not None:
             host._guests.append(self)
 
