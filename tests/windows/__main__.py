@@ -56,8 +56,8 @@ def pytest(folder: str, arguments: list[str], *, without: tuple[str, ...] = ()) 
         "PYTHONIOENCODING": "utf-8",
     }
     python = os.path.join(folder, "python", "python.exe")
-    windows = Windows(os.path.join(folder, "wine"), without)
-    return windows.run([python, "-m", "pytest", *OPTIONS, *arguments], variables)
+    with Windows.copied(os.path.join(folder, "wine"), without) as windows:
+        return windows.run([python, "-m", "pytest", *OPTIONS, *arguments], variables)
 
 
 def main(arguments: list[str]) -> int:

@@ -6,13 +6,16 @@ import contextlib
 import filecmp
 import glob
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import IO, TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 _VERSION = "win10"
 """Wine's own choice, Windows 7, is one that this Python refuses to know."""
@@ -29,8 +32,6 @@ class WineError(Exception):
 class Windows:
     """One in a folder of its own (a "prefix").
 
-    Two programs may run in it at once, as on any Windows.
-
     Args:
         folder: of it.
         without: libraries that are not there for what is run, by their names without `.dll`.
@@ -42,6 +43,18 @@ class Windows:
     @property
     def system32(self) -> str:
         return os.path.join(self.folder, "drive_c", "windows", "system32")
+
+    @classmethod
+    @contextlib.contextmanager
+    def copied(cls, folder: str, without: tuple[str, ...] = ()) -> Iterator[Self]:
+        """Another one of that folder, for once: all that was begun in it ends with the block."""
+        with tempfile.TemporaryDirectory(prefix="hotlun-windows-") as scratch:
+            windows = cls(os.path.join(scratch, "wine"), without)
+            shutil.copytree(folder, windows.folder, symlinks=True)
+            try:
+                yield windows
+            finally:
+                windows.end()
 
     def install(self) -> None:
         """Make it, and be gone from it, so that it can be moved.
@@ -57,8 +70,13 @@ class Windows:
         checked(["wineserver", "--wait"], env=self._environment())
         self._share_libraries()
 
+    def end(self) -> None:
+        """End all that runs there, and wait until nothing does."""
+        for order in ("--kill", "--wait"):  # the former fails where there is nothing to end
+            subprocess.run(["wineserver", order], env=self._environment(), check=False)
+
     def run(self, arguments: list[str], variables: Mapping[str, str]) -> int:
-        """Run a program, its output on ours, until it ends; its exit status."""
+        """Run a program, its output on ours, and end what it leaves; its exit status."""
         # Windows' Python takes neither a file of Unix nor a closed one for its standard streams.
         with subprocess.Popen(
             ["wine", *arguments],
@@ -68,13 +86,13 @@ class Windows:
             stderr=subprocess.STDOUT,
         ) as process:
             assert process.stdout is not None
+            telling = threading.Thread(target=_tell, args=(process.stdout,))
+            telling.start()
             try:
-                while data := os.read(process.stdout.fileno(), 65536):
-                    sys.stdout.buffer.write(data)
-                    sys.stdout.buffer.flush()
-            except BaseException:
-                process.terminate()
-                raise
+                process.wait()
+            finally:
+                self.end()  # else a program that outlives the other would keep the pipe open
+                telling.join()
         return process.returncode
 
     def _environment(self) -> dict[str, str]:
@@ -99,6 +117,12 @@ class Windows:
                         os.symlink(original, copy)
 
 
+def _tell(output: IO[bytes]) -> None:
+    while data := os.read(output.fileno(), 65536):
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+
 def windows_path(path: str) -> str:
     """What a file of ours is called there: Wine has our root as drive Z:."""
     return "Z:" + os.path.abspath(path).replace("/", "\\")
@@ -121,9 +145,6 @@ def checked(arguments: list[str], env: Mapping[str, str] | None = None) -> str:
         check=False,
     )
     if done.returncode:
-        _fail(arguments, done)
+        said = done.stdout[-4000:]
+        raise WineError(f"{' '.join(arguments)} ended with {done.returncode}:\n{said}")
     return done.stdout
-
-
-def _fail(arguments: list[str], done: subprocess.CompletedProcess[str]) -> NoReturn:
-    raise WineError(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stdout[-4000:]}")
