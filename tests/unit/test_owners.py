@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+PROCESSES = pytest.mark.skipif(os.name == "nt", reason="Windows shows no processes in /proc")
+
+
 def test_free_text_lives_for_ever() -> None:
     """Nobody can tell whether the build is over."""
     assert Owner.named("build 7").name == "build 7"
@@ -24,6 +27,7 @@ def test_free_text_lives_for_ever() -> None:
     assert not NOBODY.has_ended()
 
 
+@PROCESSES
 def test_this_process_has_a_short_name() -> None:
     """`pid:` is whoever says it."""
     assert Owner.named("pid:") == Owner.named(f"pid:{os.getpid()}")
@@ -31,6 +35,7 @@ def test_this_process_has_a_short_name() -> None:
     assert not Owner.named("pid:").has_ended()
 
 
+@PROCESSES
 def test_a_process_ends() -> None:
     """From the moment that it has exited, reaped or not."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
@@ -44,6 +49,7 @@ def test_a_process_ends() -> None:
         Owner.named(owner.name)
 
 
+@PROCESSES
 def test_another_process_with_the_number_is_another() -> None:
     """Numbers are used again; the moment of birth is not."""
     owner = Owner.named("pid:")
@@ -51,11 +57,18 @@ def test_another_process_with_the_number_is_another() -> None:
     assert Owner(owner.name, owner.born - 1).has_ended()
 
 
-@pytest.mark.parametrize("name", ["pid:x", "pid:-1", "pid:1 ", "pid: 1", "pid:999999999"])
+@pytest.mark.parametrize("name", ["pid:x", "pid:-1", "pid:1 ", "pid: 1"])
 def test_what_is_no_process(name: str) -> None:
     """A name that looks like a process's and is none is a mistake."""
     with pytest.raises(ValueError, match="process"):
         Owner.named(name)
+
+
+@PROCESSES
+def test_a_process_that_is_not_there() -> None:
+    """Its number may be anybody's next."""
+    with pytest.raises(ValueError, match="no process 999999999"):
+        Owner.named("pid:999999999")
 
 
 def test_where_processes_are_not_to_be_seen(tmp_path: Path) -> None:
