@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import logging
+import os
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -382,6 +383,7 @@ async def test_not_there_again_in_time(tmp_path: Path, operation: str) -> None:
         assert not isinstance(refused.value, VMGoneError)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="nobody at a port of TCP is no VM that has ended")
 @pytest.mark.parametrize("operation", OPERATIONS)
 async def test_the_vm_is_gone(tmp_path: Path, operation: str) -> None:
     """What was sent is unknown, what comes later was not done, by an error of its own."""
@@ -411,6 +413,7 @@ async def test_another_agent_is_not_sent_what_was_made_for_the_first(tmp_path: P
         assert peer.calls == []
 
 
+@pytest.mark.skipif(os.name == "nt", reason="nobody at a port of TCP is no VM that has ended")
 async def test_what_becomes_of_the_connection_is_told(tmp_path: Path) -> None:
     """Lost, restored, gone, until nobody wants to know; an agent started anew is both."""
     async with guest(tmp_path) as (peer, backend):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -139,6 +140,7 @@ async def test_stale_bytes_on_the_new_connection(path: Path) -> None:
         await works(connection, peer)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="TCP tells of the end later")
 async def test_another_agent_is_asked_anew_what_it_can_do(path: Path) -> None:
     """What was made for the one before is not sent to it."""
     async with Peer(path, features=("options", "keys")) as peer, connect(peer) as connection:
@@ -158,6 +160,7 @@ async def test_another_agent_is_asked_anew_what_it_can_do(path: Path) -> None:
         await works(connection, peer)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="TCP tells of the end later")
 async def test_an_agent_that_cannot_be_worked_with_for_a_while(path: Path) -> None:
     """It is tried again until one is there that can."""
     async with Peer(path) as peer, connect(peer) as connection:
@@ -224,6 +227,7 @@ async def test_streams_that_were_given_do_not_come_back(path: Path) -> None:
 # A VM that has ended.
 
 
+@pytest.mark.skipif(os.name == "nt", reason="nobody at a port of TCP is no VM that has ended")
 @pytest.mark.parametrize("leftover", ["socket", "nothing"])
 async def test_the_vm_is_gone(path: Path, leftover: str) -> None:
     """Whoever waits, and whoever comes later, is told at once; nothing is tried any more."""

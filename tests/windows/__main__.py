@@ -15,6 +15,9 @@ from hotlun.vm.cache import Shelf, fingerprint
 KEPT = 3
 """Windows in the cache, of 50 MB each."""
 
+WITH_SERVICE = ("-p", "windows.unix_sockets")
+"""More of pytest's options, but for what shows what a Windows lacks."""
+
 SERVICE = ("computecore", "vmcompute")
 """The compute service's libraries."""
 
@@ -71,10 +74,10 @@ def main(arguments: list[str]) -> int:
     if not any(map(os.path.exists, named)):
         arguments = ["-q", *arguments]
         missing = pytest(folder, [*arguments, suite.WITHOUT_SERVICE], without=SERVICE)
-        return pytest(folder, [*arguments, *suite.FILES]) or missing
+        return pytest(folder, [*WITH_SERVICE, *arguments, *suite.FILES]) or missing
     if suite.WITHOUT_SERVICE in named:
         return pytest(folder, arguments, without=SERVICE)
-    return pytest(folder, [f"--ignore={suite.WITHOUT_SERVICE}", *arguments])
+    return pytest(folder, [*WITH_SERVICE, f"--ignore={suite.WITHOUT_SERVICE}", *arguments])
 
 
 if __name__ == "__main__":
