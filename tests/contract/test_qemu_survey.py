@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from support.qemu import QEMU
 
 RAW, QCOW2, VHD, VHDX = ImageFormat
-ABSENT, PARTIAL, PRESENT = Presence
+ABSENT, PARTIAL, PRESENT = Presence.ABSENT, Presence.PARTIAL, Presence.PRESENT
 MIB = 1 << 20
 
 
