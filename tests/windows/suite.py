@@ -40,6 +40,7 @@ FILES = (
     "tests/unit/test_bridge_entering.py",
     "tests/unit/test_bridge_listening.py",
     "tests/unit/test_bridge_returning.py",
+    "tests/unit/test_bridge_windows.py",
     # the Manager, on backends in memory
     "tests/model/test_manager_model.py",
     "tests/model/test_storms.py",
