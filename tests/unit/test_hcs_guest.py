@@ -517,3 +517,27 @@ async def test_the_guests_own_codes_are_judged_as_over_the_bridge() -> None:
         await backend.mount(GuestMount(ATTACHMENT, "/m", config))
     assert caught.value.code == HResult.WRONG_KEY
     assert "sesame" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        ('{"ErrorMessage":"held by sleep (pid 7)"}', "something in the guest still uses it"),
+        ("", "wait until the VM runs"),
+    ],
+)
+async def test_who_is_not_in_a_state_for_it(words: str, advice: str) -> None:
+    """A guest says what is in the way; without a word it was the service, of the VM."""
+    system = MemorySystem()
+    system.refuse(HResult.INVALID_STATE, words)
+    with pytest.raises(BackendError, match=advice):
+        await HCSGuestBackend(system, "linux").unmount(mounted())
+
+
+@pytest.mark.parametrize(("os_type", "told"), [("linux", "Windows"), ("windows", "Linux")])
+async def test_of_another_system_than_it_runs(os_type: OSType, told: str) -> None:
+    """A Linux agent would take Windows' unmount for one of nothing."""
+    system = MemorySystem()
+    system.told = {"RuntimeOsType": told}
+    with pytest.raises(UnsupportedError, match=rf"runs {told.lower()}.*for {os_type}"):
+        await HCSGuestBackend.connect(system, os_type)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 from hotlun import windows_paths
 from hotlun.backends import answers, requests
@@ -24,12 +24,13 @@ from hotlun.errors import (
     HotlunError,
     OutcomeUnknownError,
     SlotTakenError,
+    UnsupportedError,
     VMGoneError,
 )
 from hotlun.hcs import documents, revoke_vm_access
 from hotlun.hcs.documents import CONTROLLERS, LUNS
 from hotlun.hcs.results import Meaning, understand
-from hotlun.hcs.system import System
+from hotlun.hcs.system import System, SystemInfo
 from hotlun.model import DiskKind, Presence
 
 if TYPE_CHECKING:
@@ -327,6 +328,7 @@ class HCSGuestBackend:
 
         Raises:
             TypeError, ValueError: as above.
+            UnsupportedError: the guest runs another system.
             BackendError: the service does not answer, or not with what can be understood.
         """
         plain = cls(system, os_type, timeout=timeout)
@@ -339,6 +341,12 @@ class HCSGuestBackend:
                 raise BackendError(
                     f"what the service tells of it makes no sense: {error}"
                 ) from error
+        runs = SystemInfo.read(found).os_type
+        if runs not in ("", os_type):
+            raise UnsupportedError(
+                f"the service says that the guest runs {runs}, and this backend was to be for "
+                f"{os_type}: make it for the right one"
+            )
         return cls(system, os_type, features=features, timeout=timeout) if features else plain
 
     def check(self, disk: Disk, config: MountConfig, path: str) -> None:
@@ -383,9 +391,9 @@ class HCSGuestBackend:
                 errand, attachment.slot, lambda: self._system.modify(document)
             )
         except BackendError as error:
-            code = error.code
-            if not isinstance(code, int) or code & _FAMILY == _SERVICES_OWN:
+            if not _is_the_guests(error):
                 raise _told(errand, error) from error
+            code = cast("int", error.code)
             raise answers.judge(operation, attachment, where, code, error.detail) from error
         except OutcomeUnknownError as error:
             raise _told(errand, error) from error
@@ -458,13 +466,13 @@ def _meaning(error: BaseException | None) -> Meaning:
 def _is_the_guests(error: BackendError) -> bool:
     """Whether the code is the guest's own answer, as far as it can be told from the service's.
 
-    The service relays the guest's code. It has the general ones (E_FAIL, Win32) in common with
-    it, and its own family 0x8037nnnn, of which the guest has INVALID_STATE alone.
+    The service relays the guest's code. Its own family is 0x8037nnnn, of which a guest has
+    INVALID_STATE alone, and says then what is in the way.
     """
     code = error.code
-    return isinstance(code, int) and (
-        code & 0xFFFF0000 != 0x80370000 or code == HResult.INVALID_STATE
-    )
+    if code == HResult.INVALID_STATE:
+        return bool(error.detail)
+    return isinstance(code, int) and code & _FAMILY != _SERVICES_OWN
 
 
 def _check_system(system: System) -> None:
