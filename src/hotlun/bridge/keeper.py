@@ -37,7 +37,14 @@ from typing import TYPE_CHECKING, Any
 
 from hotlun.bridge import messages
 from hotlun.bridge.frames import Frame, encode
-from hotlun.bridge.messages import Capabilities, HResult, MessageError, MessageType, type_name
+from hotlun.bridge.messages import (
+    Capabilities,
+    HResult,
+    MessageError,
+    MessageType,
+    is_failure,
+    type_name,
+)
 from hotlun.bridge.wire import Ids, Wire, read_answer
 
 if TYPE_CHECKING:
@@ -58,6 +65,13 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 
 _MOST_PROBES = 32
 """How many may be without an answer; older ones are given up."""
+
+_SYSTEM_EXISTS = (HResult.SYSTEM_ALREADY_EXISTS, 0x8037010F)
+"""What a guest answers to a second Create, in either family of the compute service's codes.
+
+The one in Windows is closed source, and hcsshim does not ask it twice. So when a connection
+comes back, whatever it answers is taken as that: else a guest that works is never reached again.
+"""
 
 _NEGOTIATE = messages.negotiate_request()
 _PROBE = {"ContainerId": messages.NULL_ID, "ActivityId": messages.NULL_ID, "Query": "{}"}
@@ -392,8 +406,8 @@ class Keeper:
         if capabilities.send_create:
             document = messages.create_request()
             created = await self._ask(wire, self.ids.take(), MessageType.CREATE, document)
-            if created.code == HResult.SYSTEM_ALREADY_EXISTS:  # one that is met again
-                return capabilities
+            if created.code in _SYSTEM_EXISTS or (self.session and is_failure(created.code)):
+                return capabilities  # one that is met again
             _check(created, MessageType.CREATE)
             if capabilities.send_start:
                 document = messages.start_request()
