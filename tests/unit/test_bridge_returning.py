@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import itertools
 import logging
 import os
 import random
@@ -12,15 +14,17 @@ from typing import TYPE_CHECKING
 import pytest
 from support.peer import DEADLINE, MODIFY_RESPONSE, Call, Peer, asking, connect, header, works
 
-from hotlun.bridge import messages
+from hotlun.bridge import messages, openings
 from hotlun.bridge.client import BridgeConnection
-from hotlun.bridge.frames import Frame, encode
+from hotlun.bridge.frames import DEFAULT_LIMIT, Frame, encode
 from hotlun.bridge.keeper import Change
 from hotlun.bridge.messages import HResult, MessageType
 from hotlun.errors import BackendError, OutcomeUnknownError, VMGoneError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from hotlun.bridge.threaded import Streams
 
 SOON = 0.05
 """Seconds of a keepalive, in tests that wait for it."""
@@ -186,6 +190,36 @@ async def test_a_guest_that_hangs_up_all_the_time(path: Path) -> None:
         assert clock() - begin > 0.05 + 0.1 + 0.2 + 0.4
         assert len(peer.links) == 6
         await works(connection, peer)
+
+
+async def test_waiting_for_a_guest_to_dial_has_no_pauses(path: Path) -> None:
+    """It might dial in one: what an attempt has waited counts as the pause behind it."""
+    clock = asyncio.get_running_loop().time
+    dial = openings.unix(path).opener
+    waits: list[list[float]] = []
+    enough = asyncio.Event()
+
+    async def opener() -> Streams:
+        if not peer.links:
+            return await dial()
+        waits.append([clock()])
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            waits[-1].append(clock())
+            if len(waits) == 5:
+                enough.set()
+        raise AssertionError
+
+    opening = dataclasses.replace(openings.unix(path), opener=opener)
+    connection = BridgeConnection(
+        opening, timeout=0.5, request_timeout=DEADLINE, limit=DEFAULT_LIMIT, keepalive=2.0
+    )
+    async with Peer(path) as peer, connection:
+        peer.links[0].hang_up()
+        await asyncio.wait_for(enough.wait(), DEADLINE)
+    gaps = [after[0] - before[1] for before, after in itertools.pairwise(waits)]
+    assert sum(gaps) < 0.3, gaps  # else 0.05 + 0.1 + 0.2 + 0.4
 
 
 async def test_leaving_while_it_is_away(path: Path) -> None:

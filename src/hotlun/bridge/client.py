@@ -244,7 +244,7 @@ class BridgeConnection:
             await self._keeper.open()
         except TimeoutError:
             raise BackendError(
-                f"no agent answered at {self._peer} within {self._timeout:g} s: {self._advice}",
+                f"{self._keeper.silence} within {self._timeout:g} s: {self._advice}",
                 operation="connect",
             ) from None
         except OSError as error:

@@ -61,7 +61,11 @@ _PATIENCE = 5.0
 an agent that died having read it never answers, a guest that boots does so later."""
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
-"""Seconds between attempts to connect again, but for the first, which is made at once."""
+"""Seconds between the beginnings of attempts to connect again; the first is made at once.
+
+What an attempt has waited counts: a guest that dials finds nobody who listens in a pause, and
+one in Windows need not try twice.
+"""
 
 _MOST_PROBES = 32
 """How many may be without an answer; older ones are given up."""
@@ -128,6 +132,7 @@ class Keeper:
         wire: the connection; None until there has been one.
         session: how often an agent has been negotiated with.
         capabilities: what the last one said of itself; None until one did.
+        silence: how far the last attempt to connect has got, for one that took too long.
     """
 
     def __init__(
@@ -147,6 +152,7 @@ class Keeper:
         self.wire: Wire | None = None
         self.session = 0
         self.capabilities: Capabilities | None = None
+        self.silence = ""
         self._opening = opening
         self._peer = opening.peer
         self._timeout = timeout
@@ -156,7 +162,7 @@ class Keeper:
         self._settled = asyncio.Event()  # set in every state but AWAY
         self._settled.set()
         self._opened_at = 0.0
-        self._pause = 0.0  # before the next attempt to connect again
+        self._pause = 0.0  # from one attempt to connect again to the next
         self._listeners: dict[object, ChangeListener] = {}
         self._is_told = False  # whether the listeners know that it is lost
         self._was_refused = False  # a probe of this session was
@@ -315,15 +321,17 @@ class Keeper:
         patience = min(_PATIENCE, self._timeout)
         if clock() - self._opened_at > _LONGEST_PAUSE:
             self._pause = 0.0  # else it is a guest that keeps us busy
+        began = clock()
         while self.state is State.AWAY:
-            await asyncio.sleep(self._pause)
+            await asyncio.sleep(began + self._pause - clock())
+            began = clock()
             self._pause = min(max(2 * self._pause, _SHORTEST_PAUSE), _LONGEST_PAUSE)
             try:
                 async with asyncio.timeout(patience):
                     await self._connect()
                 return
             except TimeoutError:
-                problem = f"no agent answered within {patience:g} s"
+                problem = f"{self.silence} within {patience:g} s"
                 patience = min(2 * patience, self._timeout)
             except OSError as error:
                 problem = str(error)
@@ -337,7 +345,9 @@ class Keeper:
             _log.debug("%s: %s", self._peer, self.why)
 
     async def _connect(self) -> None:
+        self.silence = f"there was no connection to {self._peer}"
         streams = await self._opening.opener()
+        self.silence = f"no agent answered at {self._peer}"
         number = self.ids.take()
         wire = Wire(
             streams,
