@@ -37,10 +37,12 @@ FILES = (
     # the bridge: to a guest that dials, over sockets in threads; else over TCP, see unix_sockets
     "tests/unit/test_bridge_backend.py",
     "tests/unit/test_bridge_client.py",
+    "tests/unit/test_bridge_cold_start.py",
     "tests/unit/test_bridge_entering.py",
     "tests/unit/test_bridge_listening.py",
     "tests/unit/test_bridge_returning.py",
     "tests/unit/test_bridge_windows.py",
+    "tests/unit/test_transport.py",
     # the Manager, on backends in memory
     "tests/model/test_manager_model.py",
     "tests/model/test_storms.py",
