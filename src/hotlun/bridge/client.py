@@ -244,7 +244,8 @@ class BridgeConnection:
             await self._keeper.open()
         except TimeoutError:
             raise BackendError(
-                f"{self._keeper.silence} within {self._timeout:g} s: {self._advice}",
+                f"{self._keeper.silence} at {self._peer} within {self._timeout:g} s: "
+                f"{self._advice}",
                 operation="connect",
             ) from None
         except OSError as error:

@@ -345,9 +345,9 @@ class Keeper:
             _log.debug("%s: %s", self._peer, self.why)
 
     async def _connect(self) -> None:
-        self.silence = f"there was no connection to {self._peer}"
+        self.silence = "there was no connection, and no agent answered"
         streams = await self._opening.opener()
-        self.silence = f"no agent answered at {self._peer}"
+        self.silence = "no agent answered"
         number = self.ids.take()
         wire = Wire(
             streams,
