@@ -413,23 +413,28 @@ class Keeper:
             raise GreetingError(
                 f"it speaks version {version} of the protocol, not {messages.PROTOCOL_VERSION}"
             )
-        if capabilities.send_create:
-            document = messages.create_request()
-            created = await self._ask(wire, self.ids.take(), MessageType.CREATE, document)
-            if created.code in _SYSTEM_EXISTS or (self.session and is_failure(created.code)):
-                return capabilities  # one that is met again
-            _check(created, MessageType.CREATE)
-            if capabilities.send_start:
-                document = messages.start_request()
-                started = await self._ask(wire, self.ids.take(), MessageType.START, document)
-                _check(started, MessageType.START)
-        elif self.session:  # as is this one
-            return capabilities
-        if capabilities.os_type == "windows" and self._opening.runtime_id:
-            document = messages.addresses_request(self._opening.runtime_id)
-            told = await self._ask(wire, self.ids.take(), MessageType.MODIFY_SETTINGS, document)
-            _check(told, MessageType.MODIFY_SETTINGS)
+        if await self._is_new(wire, capabilities):
+            if capabilities.send_create and capabilities.send_start:
+                await self._order(wire, MessageType.START, messages.start_request())
+            if capabilities.os_type == "windows" and self._opening.runtime_id:
+                document = messages.addresses_request(self._opening.runtime_id)
+                await self._order(wire, MessageType.MODIFY_SETTINGS, document)
         return capabilities
+
+    async def _is_new(self, wire: Wire, capabilities: Capabilities) -> bool:
+        """Whether the guest is met for the first time; its system is created then, if it wants."""
+        if not capabilities.send_create:
+            return not self.session
+        document = messages.create_request()
+        created = await self._ask(wire, self.ids.take(), MessageType.CREATE, document)
+        if created.code in _SYSTEM_EXISTS or (self.session and is_failure(created.code)):
+            return False
+        _check(created, MessageType.CREATE)
+        return True
+
+    async def _order(self, wire: Wire, kind: MessageType, document: Mapping[str, Any]) -> None:
+        """A step of the greeting that has to succeed."""
+        _check(await self._ask(wire, self.ids.take(), kind, document), kind)
 
     async def _ask(
         self, wire: Wire, number: int, kind: MessageType, document: Mapping[str, Any]
