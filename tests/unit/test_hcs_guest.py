@@ -429,7 +429,7 @@ class TestWhatGoesOn:
         with pytest.raises(OutcomeUnknownError):
             await guest.mount(mounted())
         for operation in OPERATIONS.values():
-            with pytest.raises(OutcomeUnknownError, match=r"slot 1:3 before .* was not begun"):
+            with pytest.raises(OutcomeUnknownError, match=r"slot 1:3 as h1: what .* was not begun"):
                 await operation(guest)
         assert len(system.documents) == 1
         await guest.mount(mounted("/mnt/b", Slot(1, 4)))

@@ -219,7 +219,9 @@ class TestWhatGoesOn:
         outcome = system.hang()
         with pytest.raises(OutcomeUnknownError):
             await host.attach(ATTACHMENT)
-        with pytest.raises(OutcomeUnknownError, match="slot 1:3 before goes on"):
+        with pytest.raises(
+            OutcomeUnknownError, match=r"slot 1:3 as h1: what was begun there before"
+        ):
             await host.detach(ATTACHMENT)
         elsewhere = Attachment(Slot(0, 0), OTHER, "h3")
         await host.attach(elsewhere)
@@ -449,6 +451,31 @@ class TestGranting:
         await host.revoke_access(DISK, VM)
         assert len(system.access_calls) == 2
 
+    async def test_that_goes_on_is_revoked_once_it_has_ended(self, system: MemorySystem) -> None:
+        """Not before, when there would be nothing to revoke."""
+        host = HCSHostBackend(system, timeout=30)
+        outcome = system.hang()
+        with pytest.raises(OutcomeUnknownError):
+            await host.grant_access(DISK, VM)
+        revoking = asyncio.ensure_future(host.revoke_access(DISK, VM))
+        await asyncio.sleep(0)
+        assert system.access_calls == [("grant", VM, DISK.path)]
+        outcome.set_result(None)
+        await revoking
+        assert system.access_calls[1:] == [("revoke", VM, DISK.path)]
+
+    async def test_that_fails_late_needs_no_revoking(
+        self, host: HCSHostBackend, system: MemorySystem
+    ) -> None:
+        """It was never there."""
+        outcome = system.hang()
+        with pytest.raises(OutcomeUnknownError):
+            await host.grant_access(DISK, VM)
+        outcome.set_result(failure(0x80070005))
+        await asyncio.sleep(0)
+        await host.revoke_access(DISK, VM)
+        assert system.access_calls == [("grant", VM, DISK.path)]
+
     async def test_of_an_earlier_process_is_revoked_too(
         self, host: HCSHostBackend, system: MemorySystem
     ) -> None:
@@ -484,7 +511,7 @@ class TestDisksOfTheVMsOwn:
             await host.attach(ATTACHMENT)
         assert (caught.value.slot, caught.value.disk) == (Slot(1, 3), DISK)
         await host.detach(ATTACHMENT)
-        assert system.documents == [REMOVE]  # of another process, for all that is known
+        assert system.documents == []
 
     async def test_that_are_not_known_are_never_removed(
         self, host: HCSHostBackend, system: MemorySystem

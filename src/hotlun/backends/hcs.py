@@ -111,7 +111,7 @@ class HCSHostBackend:
         errand, slot, occupants = Errand.on(attachment, "attach"), attachment.slot, self._occupants
         document = documents.add_document(attachment, self._controllers)
         if slot in (occupants.own or ()):
-            raise errand.error(SlotTakenError, "a disk of the VM's own is there: use another slot")
+            raise errand.error(SlotTakenError, "a disk of the VM's own is there; use another slot")
         before: Attachment | None = None
 
         async def begin() -> None:
@@ -128,7 +128,7 @@ class HCSHostBackend:
 
         _log.debug("%s", errand)
         with _told_of(errand):
-            await self._unfinished.run(errand, slot, begin, ended)
+            await self._unfinished.run(slot, begin, ended)
 
     async def detach(self, attachment: Attachment) -> None:
         """Have the service take this attachment out, if it is, or may be, there.
@@ -154,7 +154,7 @@ class HCSHostBackend:
 
         _log.debug("%s", errand)
         with _told_of(errand, fine=Meaning.ABSENT):
-            await self._unfinished.run(errand, slot, begin, ended)
+            await self._unfinished.run(slot, begin, ended)
 
     async def survey(self, attachments: Collection[Attachment]) -> Mapping[str, Presence] | None:
         """What the service says of these, by serial; None if it says nothing of any disk.
@@ -217,15 +217,18 @@ class HCSHostBackend:
         """
         if not self.plan_grant(disk, vm_id):
             return
-        with _told_of(Errand(f"let {vm_id} open", disk)):
-            try:
-                await self._system.grant_vm_access(vm_id, disk.path)
-            except BackendError:
-                raise
-            except BaseException:
-                self._grants.add((vm_id, disk.path))  # it may be there
-                raise
-        self._grants.add((vm_id, disk.path))
+        errand, grant = Errand(f"let {vm_id} open", disk), (vm_id, disk.path)
+
+        def ended(error: BaseException | None) -> None:
+            if isinstance(error, BackendError):
+                self._grants.discard(grant)
+
+        async def begin() -> None:
+            self._grants.add(grant)  # it may be there from now on
+            await self._system.grant_vm_access(vm_id, disk.path)
+
+        with _told_of(errand):
+            await self._unfinished.run(grant, begin, ended)
 
     async def revoke_access(self, disk: Disk, vm_id: str) -> None:
         """Undo a grant of this backend, or one that it has adopted; nothing else.
@@ -234,11 +237,19 @@ class HCSHostBackend:
             BackendError: the access list may not be changed.
             OutcomeUnknownError: it may have been done; try again.
         """
-        if (vm_id, disk.path) not in self._grants:
+        grant = vm_id, disk.path
+        if grant not in self._grants:
             return
-        with _told_of(Errand(f"revoke from {vm_id} the access to", disk), fine=Meaning.MISSING):
-            await self._system.revoke_vm_access(vm_id, disk.path)
-        self._grants.discard((vm_id, disk.path))
+        errand = Errand(f"revoke from {vm_id} the access to", disk)
+
+        def ended(error: BaseException | None) -> None:
+            if error is None or _meaning(error) is Meaning.MISSING:
+                self._grants.discard(grant)
+
+        with _told_of(errand, fine=Meaning.MISSING):
+            await self._unfinished.run(
+                grant, lambda: self._system.revoke_vm_access(vm_id, disk.path), ended
+            )
 
     async def _is_to_go(self, attachment: Attachment) -> bool:
         """Whether its slot holds it, or may do so; asked once nothing is under way there.
@@ -246,6 +257,8 @@ class HCSHostBackend:
         Raises:
             OutcomeUnknownError: it may as well hold a disk of the VM's own.
         """
+        if attachment.slot in (self._occupants.own or ()):
+            return False
         known = self._occupants.knows(attachment)
         if known is False or (known and not self._occupants.may_be_another(attachment)):
             return known
@@ -387,9 +400,7 @@ class HCSGuestBackend:
         errand, document = Errand.on(attachment, operation), documents.guest_document(request)
         _log.debug("%s%s", errand, where)
         try:
-            await self._unfinished.run(
-                errand, attachment.slot, lambda: self._system.modify(document)
-            )
+            await self._unfinished.run(attachment.slot, lambda: self._system.modify(document))
         except BackendError as error:
             if not _is_the_guests(error):
                 raise _told(errand, error) from error

@@ -1,4 +1,4 @@
-"""One operation at a time for each slot, which is seen through whatever becomes of its caller."""
+"""One operation at a time in each place, which is seen through whatever becomes of its caller."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ from hotlun.errors import OutcomeUnknownError
 from hotlun.hcs.system import StillRunningError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from hotlun.backends.errand import Errand
-    from hotlun.model import Slot
+    from collections.abc import Awaitable, Callable, Hashable
 
     Ended = Callable[[BaseException | None], None]
     """Is told how an operation has really ended."""
 
 
 class Unfinished:
-    """What has been begun and has not ended, by slot.
+    """What has been begun and has not ended, by place: a slot, or a file that access is given to.
 
     Args:
         timeout: seconds that a later operation waits for an earlier one.
@@ -27,23 +24,21 @@ class Unfinished:
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._running: dict[Slot, asyncio.Future[None]] = {}
+        self._running: dict[Hashable, asyncio.Future[None]] = {}
 
-    def __contains__(self, slot: Slot) -> bool:
-        return slot in self._running
+    def __contains__(self, place: Hashable) -> bool:
+        return place in self._running
 
     async def run(
         self,
-        errand: Errand,
-        slot: Slot,
+        place: Hashable,
         begin: Callable[[], Awaitable[None]],
         ended: Ended = lambda _: None,
     ) -> None:
-        """See an operation through, once what was begun at this slot before has ended.
+        """See an operation through, once what was begun there before has ended.
 
         Args:
-            errand: what it is about.
-            slot: where.
+            place: where.
             begin: begins it, unless nothing is left to do by then.
             ended: is called once with its error or None, before the caller goes on, and late
                 for one that goes on when its caller has been told that it is unknown.
@@ -52,13 +47,13 @@ class Unfinished:
             OutcomeUnknownError: an earlier one goes on still; this one was not begun.
             BaseException: what the operation raises.
         """
-        await self._wait(errand, slot)
+        await self._wait(place)
         running: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._running[slot] = running
+        self._running[place] = running
 
         def is_over(error: BaseException | None) -> None:
-            if self._running.get(slot) is running:
-                del self._running[slot]
+            if self._running.get(place) is running:
+                del self._running[place]
             ended(error)
             if not running.done():
                 running.set_result(None)
@@ -73,18 +68,17 @@ class Unfinished:
         async def operation() -> None:
             await begin()
 
-        task = asyncio.create_task(operation(), name=f"hotlun {errand}")
+        task = asyncio.create_task(operation(), name=f"hotlun at {place}")
         task.add_done_callback(has_returned)
         await asyncio.shield(task)
 
-    async def _wait(self, errand: Errand, slot: Slot) -> None:
+    async def _wait(self, place: Hashable) -> None:
         deadline = asyncio.get_running_loop().time() + self._timeout
-        while (earlier := self._running.get(slot)) is not None:
+        while (earlier := self._running.get(place)) is not None:
             left = deadline - asyncio.get_running_loop().time()
             if left <= 0:
-                raise errand.error(
-                    OutcomeUnknownError,
-                    f"what was begun at slot {slot} before goes on after {self._timeout:g} s, so "
-                    "this was not begun; wait for it, or end the VM",
+                raise OutcomeUnknownError(
+                    f"what was begun there before goes on after {self._timeout:g} s, so this was "
+                    "not begun; wait for it, or end the VM"
                 )
             await asyncio.wait((earlier,), timeout=left)
