@@ -30,7 +30,15 @@ from hotlun.agent.__main__ import main
 sys.exit(main())
 """
 _HOST_ONLY = frozenset(
-    {"client.py", "keeper.py", "listening.py", "openings.py", "threaded.py", "wire.py"}
+    {
+        "accepting.py",
+        "client.py",
+        "keeper.py",
+        "listening.py",
+        "openings.py",
+        "threaded.py",
+        "wire.py",
+    }
 )
 _EARLIEST = (1980, 1, 1, 0, 0, 0)
 """The first moment that a zip file can write down."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import gc
 import socket
-import threading
+import sys
 import uuid
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.dialling import Place, check_nothing_is_left, in_turns
 from support.peer import DEADLINE, Dialler, asking, works
 
 from hotlun import BackendError, OutcomeUnknownError, UnsupportedError
@@ -21,52 +22,41 @@ from hotlun.bridge.frames import DEFAULT_LIMIT
 from hotlun.bridge.keeper import Change
 from hotlun.bridge.listening import Listening
 from hotlun.bridge.messages import HResult, MessageType
-from hotlun.bridge.openings import Opening
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+    from support.peer import Call
+
+    from hotlun.bridge.frames import Frame
 
 RUNTIME_ID = "3f2504e0-4f89-11d3-9a0c-0305e82c3301"
 SHORT = 0.1
 """Seconds, for what is to run out."""
 
 
-class Place:
-    """An address of this machine's, the same each time somebody listens there."""
-
-    def __init__(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as found:
-            self.address = found.getsockname()
-        self.listened = 0
-        self.error: OSError | None = None
-
-    def listen(self) -> socket.socket:
-        if self.error is not None:
-            raise self.error
-        self.listened += 1
-        return socket.create_server(self.address)
-
-    async def dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection(*self.address)
-
-
 @pytest.fixture
-def place() -> Place:
+async def place() -> Place:
     return Place()
 
 
 @pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    """Nor a socket, of which its destruction would warn."""
+def nothing_is_left() -> Iterator[None]:
+    """Of threads and sockets."""
     yield
-    for thread in threading.enumerate():
-        if thread.name.startswith("hotlun bridge"):
-            thread.join(DEADLINE)
-            assert not thread.is_alive(), thread
-    gc.collect()
+    check_nothing_is_left()
 
 
-@pytest.fixture(params=[True, False], ids=["threads", "loop"])
+@pytest.fixture(
+    params=[
+        pytest.param(True, id="threads"),
+        pytest.param(
+            False,
+            id="loop",
+            marks=pytest.mark.skipif(sys.platform == "win32", reason="it is for vsock, on Linux"),
+        ),
+    ]
+)
 def in_threads(request: pytest.FixtureRequest) -> bool:
     """Whether the sockets block, in threads of their own, or are the event loop's."""
     return bool(request.param)
@@ -82,9 +72,7 @@ def listening(
 ) -> BridgeConnection:
     """A connection that a guest is to dial, not entered yet."""
     opener = Listening(place.listen, "the guest", expects=expects, in_threads=in_threads)
-    opening = Opening(
-        opener, "the guest", True, "is it there?", begin=opener.begin, runtime_id=runtime_id
-    )
+    opening = openings.being_dialled(opener, "the guest", "is it there?", runtime_id=runtime_id)
     return BridgeConnection(
         opening, timeout=timeout, request_timeout=DEADLINE, limit=DEFAULT_LIMIT, keepalive=2.0
     )
@@ -142,7 +130,7 @@ class TestBeingDialled:
             guest.links[0].reading.clear()
             request = {"RequestType": "Add", "Settings": {"MountPath": text}}
             tasks = [asyncio.create_task(connection.modify(request)) for _ in range(8)]
-            await asyncio.sleep(SHORT)
+            await asyncio.wait(tasks, timeout=SHORT)
             assert not any(task.done() for task in tasks)
             guest.links[0].reading.set()
             for _ in tasks:
@@ -152,16 +140,27 @@ class TestBeingDialled:
             for task in tasks:
                 assert (await task).fields.string("Extra") == text
 
-    async def test_by_another_guest_is_refused(self, place: Place) -> None:
-        """The right one is waited for."""
-        connection = listening(place, False, expects="10.0.0.1", timeout=SHORT)
-        async with Dialler(place.dial) as guest:
-            await guest.dial()
+    async def test_by_another_guest_is_refused(self, place: Place, in_threads: bool) -> None:
+        """And the right one is served behind it."""
+        connection = listening(place, in_threads, expects="127.0.0.1")
+        async with Dialler(partial(place.dial, ("127.0.0.2", 0))) as other:
+            await other.dial()
+            async with Dialler(place.dial) as guest:
+                await guest.dial()
+                async with connection:
+                    await other.departure()
+                    assert other.greetings == []
+                    await works(connection, guest)
+
+    async def test_by_another_guest_alone(self, place: Place, in_threads: bool) -> None:
+        """The right one is waited for until the deadline."""
+        connection = listening(place, in_threads, expects="127.0.0.1", timeout=SHORT)
+        async with Dialler(partial(place.dial, ("127.0.0.2", 0))) as other:
+            await other.dial()
             with pytest.raises(BackendError, match="no agent answered"):
                 async with connection:
                     raise AssertionError("it was entered")
-            await guest.departure()
-            assert guest.greetings == []
+            await other.departure()
 
 
 class TestNobodyDials:
@@ -173,14 +172,27 @@ class TestNobodyDials:
         with pytest.raises(ConnectionError):
             await place.dial()
 
-    async def test_before_entering_is_cancelled(self, place: Place, in_threads: bool) -> None:
+    async def test_before_it_is_given_up(self, place: Place, in_threads: bool) -> None:
+        """Nobody listens any more, though it was never entered."""
+        connection = listening(place, in_threads)
+        connection.stop_listening()
+        connection.stop_listening()
+        with pytest.raises(ConnectionError):
+            await place.dial()
+
+    @pytest.mark.parametrize("turns", [0, 1, 3, 10])
+    async def test_before_entering_is_cancelled(
+        self, place: Place, in_threads: bool, turns: int
+    ) -> None:
         """At once; nobody listens then."""
         connection = listening(place, in_threads)
         entering = asyncio.ensure_future(connection.__aenter__())
-        await asyncio.sleep(SHORT)
+        await in_turns(turns)
         entering.cancel()
         with pytest.raises(asyncio.CancelledError):
             await entering
+        if not turns:  # it had not begun to be entered
+            connection.stop_listening()
         async with asyncio.timeout(DEADLINE):
             while True:
                 try:
@@ -189,21 +201,20 @@ class TestNobodyDials:
                     break
                 writer.transport.abort()
 
-    async def test_but_somebody_just_then(self, place: Place, in_threads: bool) -> None:
-        """A connection that comes too late is closed."""
-        for _ in range(20):
-            connection = listening(place, in_threads)
+    @pytest.mark.parametrize("turns", range(1, 20))
+    async def test_but_somebody_just_then(self, place: Place, in_threads: bool, turns: int) -> None:
+        """Wherever greeting the guest has come to, the connection is closed."""
+        connection = listening(place, in_threads)
+        async with Dialler(place.dial) as guest:
+            await guest.dial()
             entering = asyncio.ensure_future(connection.__aenter__())
-            await asyncio.sleep(0)
-            reader, writer = await place.dial()
-            entering.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await entering
-            async with asyncio.timeout(DEADLINE):
-                with contextlib.suppress(ConnectionError):
-                    while await reader.read(100):
-                        pass
-            writer.transport.abort()
+            await in_turns(turns)
+            if entering.cancel():
+                with pytest.raises(asyncio.CancelledError):
+                    await entering
+            else:
+                await connection.__aexit__(None, None, None)
+            await guest.departure()
 
 
 class TestComingBack:
@@ -241,67 +252,103 @@ class TestComingBack:
         async with dialled(place, in_threads) as (connection, guest):
             place.error = ConnectionRefusedError(errno.ECONNREFUSED, "refused")
             guest.links[-1].hang_up()
-            await guest.departure()
-            await asyncio.sleep(2 * SHORT)
+            await asyncio.wait_for(place.was_refused.wait(), DEADLINE)
             place.error = None
             await guest.dial_until_heard()
             await works(connection, guest)
 
 
-class TestAWindowsGuest:
-    GREETING = messages.negotiate_response([]) | {
-        "Capabilities": {
-            "SendHostCreateMessage": True,
-            "SendHostStartMessage": True,
-            "RuntimeOsType": "Windows",
-            "GuestDefinedCapabilities": {},
-        }
-    }
+def says_of_itself(system: str, **flags: bool) -> dict[str, Any]:
+    """A greeting."""
+    capabilities = {"RuntimeOsType": system, "GuestDefinedCapabilities": {}, **flags}
+    return messages.negotiate_response([]) | {"Capabilities": capabilities}
 
-    @pytest.mark.parametrize(
-        ("created", "told"), [(0, True), (HResult.SYSTEM_ALREADY_EXISTS, False)]
-    )
-    async def test_is_told_its_addresses_when_it_starts(
-        self, place: Place, created: int, told: bool
-    ) -> None:
-        """Behind its creation and its start, and not again when it is met again."""
+
+WANTS = {"SendHostCreateMessage": True, "SendHostStartMessage": True}
+
+
+class TestAWindowsGuest:
+    async def kinds(self, place: Place, **peer: Any) -> list[int]:
+        """What such a guest was asked for while the connection was entered."""
+        peer.setdefault("react", lambda call: [call.answer()])
         connection = listening(place, True, runtime_id=RUNTIME_ID)
-        async with Dialler(place.dial, greeting=self.GREETING) as guest:
+        async with Dialler(place.dial, **peer) as guest:
             await guest.dial()
-            entering = asyncio.create_task(connection.__aenter__())
-            kinds, documents = [], []
-            while not entering.done():
-                calling = asyncio.create_task(guest.call())
-                await asyncio.wait({entering, calling}, return_when=asyncio.FIRST_COMPLETED)
-                if calling.done():
-                    call = calling.result()
-                    kinds.append(call.frame.type)
-                    documents.append(call.frame.payload)
-                    is_create = call.frame.type == MessageType.CREATE
-                    await call.reply(created if is_create else 0)
-                else:
-                    calling.cancel()
-            await entering
-            await connection.__aexit__(None, None, None)
-        all_three = [MessageType.CREATE, MessageType.START, MessageType.MODIFY_SETTINGS]
-        assert kinds == (all_three if told else all_three[:1])
-        if told:
-            assert documents[-1] == (
-                b'{"ContainerId":"00000000-0000-0000-0000-000000000000",'
-                b'"ActivityId":"00000000-0000-0000-0000-000000000000",'
-                b'"Request":{"RequestType":"Update","ResourceType":"HvSocket","Settings":'
-                b'{"LocalAddress":"3f2504e0-4f89-11d3-9a0c-0305e82c3301",'
-                b'"ParentAddress":"894cc2d6-9d79-424f-93fe-42969ae6d8d1"}}}\n'
-            )
+            async with connection:
+                assert len(guest.greetings) == 1
+                return [call.frame.type for call in guest.calls]
+
+    @pytest.mark.parametrize("system", ["Windows", ""])
+    async def test_is_told_its_addresses_when_it_has_started(
+        self, place: Place, system: str
+    ) -> None:
+        """Behind its creation and its start; one without a name is Windows."""
+        assert await self.kinds(place, greeting=says_of_itself(system, **WANTS)) == [
+            MessageType.CREATE,
+            MessageType.START,
+            MessageType.MODIFY_SETTINGS,
+        ]
+
+    async def test_is_told_them_without_a_start_that_it_does_not_want(self, place: Place) -> None:
+        """As hcsshim does, whatever it wants."""
+        greeting = says_of_itself("Windows", SendHostStartMessage=True)
+        assert await self.kinds(place, greeting=greeting) == [MessageType.MODIFY_SETTINGS]
+
+    async def test_that_is_met_again_knows_them(self, place: Place) -> None:
+        """Its system exists."""
+
+        def react(call: Call) -> list[Frame]:
+            return [call.answer(HResult.SYSTEM_ALREADY_EXISTS)]
+
+        greeting = says_of_itself("Windows", **WANTS)
+        kinds = await self.kinds(place, greeting=greeting, react=react)
+        assert kinds == [MessageType.CREATE]
+
+    @pytest.mark.parametrize("flags", [{}, WANTS])
+    async def test_that_dials_again_knows_them(self, place: Place, flags: dict[str, bool]) -> None:
+        """Negotiate is all that it needs, and its word on whether it exists."""
+        exists = False
+
+        def react(call: Call) -> list[Frame]:
+            nonlocal exists
+            is_again = call.frame.type == MessageType.CREATE and exists
+            exists = True
+            return [call.answer(HResult.SYSTEM_ALREADY_EXISTS if is_again else HResult.OK)]
+
+        connection = listening(place, True, runtime_id=RUNTIME_ID)
+        greeting = says_of_itself("Windows", **flags)
+        async with Dialler(place.dial, greeting=greeting, react=react) as guest:
+            await guest.dial()
+            restored = asyncio.Event()
+            async with connection:
+                first = len(guest.calls)
+                connection.watch(
+                    lambda change, _: restored.set() if change is Change.RESTORED else None
+                )
+                guest.links[-1].hang_up()
+                await guest.dial_until_heard()
+                await asyncio.wait_for(restored.wait(), DEADLINE)
+                again = [call.frame.type for call in guest.calls[first:]]
+        assert again == ([MessageType.CREATE] if flags else [])
+
+    async def test_that_refuses_them_is_not_worked_with(self, place: Place) -> None:
+        """It says to what it said no."""
+
+        def react(call: Call) -> list[Frame]:
+            is_update = call.frame.type == MessageType.MODIFY_SETTINGS
+            return [call.answer(HResult.INVALID_STATE if is_update else HResult.OK, "not now")]
+
+        with pytest.raises(
+            BackendError, match=r"a ModifySettings request .*INVALID_STATE\): not now"
+        ):
+            await self.kinds(place, greeting=says_of_itself("Windows"), react=react)
 
     async def test_in_linux_nothing_of_the_kind_is_sent(self, place: Place) -> None:
         """Whatever is known of the VM."""
-        connection = listening(place, True, runtime_id=RUNTIME_ID)
-        async with Dialler(place.dial) as guest:
-            await guest.dial()
-            async with connection:
-                await works(connection, guest)
-            assert len(guest.calls) == 1
+        assert await self.kinds(place, greeting=says_of_itself("Linux", **WANTS)) == [
+            MessageType.CREATE,
+            MessageType.START,
+        ]
 
 
 class TestAddresses:
@@ -345,32 +392,43 @@ class TestAddresses:
             listening(place, False)
 
 
-def vsock_loops_back() -> bool:
-    """Whether this kernel lets a host dial itself."""
+def lacks_vsock(dials: bool) -> str:
+    """Why this kernel cannot listen for a guest over vsock, or be dialled by itself."""
     try:
-        with (
-            transport.listen_vsock(4711),
-            socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as client,
-        ):
-            client.settimeout(1)
-            client.connect((1, 4711))
-    except (OSError, NotImplementedError):
-        return False
-    return True
+        with transport.listen_vsock(4711):
+            if dials:
+                with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as client:
+                    client.settimeout(1)
+                    client.connect((1, 4711))
+    except (OSError, NotImplementedError) as error:
+        return f"this kernel has no vsock{' loopback' * dials}: {error}"
+    return ""
 
 
-@pytest.mark.skipif(not vsock_loops_back(), reason="this kernel has no vsock loopback")
-async def test_a_guest_dials_over_vsock() -> None:
-    """From the CID that is expected: the loopback's is 1."""
+class TestVsock:
+    @pytest.mark.skipif(lacks_vsock(False) != "", reason=lacks_vsock(False))
+    async def test_is_listened_at_by_one_process(self) -> None:
+        """It listens from the beginning, and no more when nobody has come in time."""
+        connection = BridgeConnection.listen_vsock(7, port=4712, timeout=SHORT)
+        with pytest.raises(BackendError, match=r"vsock \*:4712: .*another process listens"):
+            BridgeConnection.listen_vsock(port=4712)
+        with pytest.raises(BackendError, match=r"at vsock 7:4712 within 0.1 s.*vhost-vsock-pci"):
+            await connection.__aenter__()
+        BridgeConnection.listen_vsock(port=4712).stop_listening()
 
-    async def dial() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        client = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-        client.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(client, (1, 4712))
-        return await asyncio.open_connection(sock=client)
+    @pytest.mark.skipif(lacks_vsock(True) != "", reason=lacks_vsock(True))
+    @pytest.mark.parametrize("cid", [1, None])
+    async def test_is_dialled(self, cid: int | None) -> None:
+        """From the CID that is expected: the loopback's is 1."""
 
-    connection = BridgeConnection.listen_vsock(1, port=4712, timeout=DEADLINE)
-    async with Dialler(dial) as guest:
-        await guest.dial()
-        async with connection:
-            await works(connection, guest)
+        async def dial() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            client = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+            client.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(client, (1, 4712))
+            return await asyncio.open_connection(sock=client)
+
+        connection = BridgeConnection.listen_vsock(cid, port=4712, timeout=DEADLINE)
+        async with Dialler(dial) as guest:
+            await guest.dial()
+            async with connection:
+                await works(connection, guest)

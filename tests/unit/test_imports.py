@@ -42,7 +42,8 @@ BELOW_BACKENDS = {
     "windows_paths",
 }
 HOSTS_END = {
-    f"bridge.{name}" for name in ("client", "keeper", "listening", "openings", "threaded", "wire")
+    f"bridge.{name}"
+    for name in ("accepting", "client", "keeper", "listening", "openings", "threaded", "wire")
 }
 CORE = set().union(*LAYERS)
 

@@ -56,6 +56,18 @@ def test_start_names_the_vm() -> None:
     )
 
 
+def test_a_windows_guest_is_told_two_addresses() -> None:
+    """Its own, and the host's, which is the same for all."""
+    document = messages.addresses_request("3f2504e0-4f89-11d3-9a0c-0305e82c3301")
+    assert messages.encode_request(document) == (
+        b'{"ContainerId":"00000000-0000-0000-0000-000000000000",'
+        b'"ActivityId":"00000000-0000-0000-0000-000000000000",'
+        b'"Request":{"RequestType":"Update","ResourceType":"HvSocket","Settings":'
+        b'{"LocalAddress":"3f2504e0-4f89-11d3-9a0c-0305e82c3301",'
+        b'"ParentAddress":"894cc2d6-9d79-424f-93fe-42969ae6d8d1"}}}\n'
+    )
+
+
 def test_a_query_is_a_document_in_a_string() -> None:
     """So are the properties that answer it; both are read again as what they were."""
     document = messages.properties_request({"Hotlun": {"Disks": [{"Serial": 'h"1'}]}})

@@ -70,6 +70,7 @@ class BridgeConnection:
         self._limit = limit
         self._keeper = Keeper(opening, timeout=timeout, limit=limit, keepalive=keepalive)
         self._entered = False
+        self._stop_listening = opening.stop
         opening.begin()
 
     @classmethod
@@ -119,7 +120,8 @@ class BridgeConnection:
         """Be dialled by a guest of Hyper-V. Takes Windows, Python 3.12 and an administrator.
 
         It listens from now on, so start the VM between this and entering: a Linux guest tries
-        for ever, another one need not. The VM's document has to allow it (HvSocketConfig).
+        for ever, another one need not. If it does not start, `stop_listening`. The VM's
+        document has to allow it (HvSocketConfig).
 
         Args:
             runtime_id: the VM's RuntimeId, which is not its id of the compute service.
@@ -269,6 +271,13 @@ class BridgeConnection:
     async def __aexit__(self, *_: object) -> None:
         """Close the socket; requests still in flight get `OutcomeUnknownError`."""
         await self._keeper.close()
+
+    def stop_listening(self) -> None:
+        """Give up a connection that will not be entered, as when the VM did not start.
+
+        For one that listens already; nothing happens for others, nor once it is entered.
+        """
+        self._stop_listening()
 
     async def modify(
         self,

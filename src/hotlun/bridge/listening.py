@@ -12,7 +12,7 @@ import asyncio
 import errno
 from typing import TYPE_CHECKING, Any
 
-from hotlun.bridge import threaded
+from hotlun.bridge import accepting, threaded
 from hotlun.errors import BackendError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -68,32 +68,32 @@ class Listening:
                 detail=str(error),
             ) from error
 
+    def stop(self) -> None:
+        """Listen no more, if nobody waits for the guest yet."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
+
     async def __call__(self) -> Streams:
         """Wait for the guest; for as long as the caller does.
 
         Raises:
-            OSError: it cannot listen again.
+            OSError: it cannot listen, or nobody can come any more.
         """
         listener, self._listener = self._listener, None
-        if listener is None:
-            try:
-                listener = self._listen()
-            except OSError as error:
-                # Without its number: that nobody listens is no word about the VM.
-                raise OSError(f"listening for {self._peer}: {error}") from error
-        if self._in_threads:
-            return threaded.open_streams(await threaded.accept(listener), self._peer)
-        with listener:
-            connection = await self._accept(listener)
-        return await asyncio.open_connection(sock=connection)
+        try:
+            listener = listener or self._listen()
+            if self._in_threads:
+                connection = await accepting.in_thread(listener, self._is_wanted)
+                return threaded.open_streams(connection, self._peer)
+            connection = await accepting.in_loop(listener, self._is_wanted)
+            return await asyncio.open_connection(sock=connection)
+        except OSError as error:
+            # Without its number: that nobody listens here is no word about the VM.
+            raise OSError(f"listening for {self._peer}: {error}") from error
 
-    async def _accept(self, listener: socket.socket) -> socket.socket:
-        listener.setblocking(False)
-        while True:
-            connection, address = await asyncio.get_running_loop().sock_accept(listener)
-            if self._expects is None or _first(address) == self._expects:
-                return connection
-            connection.close()
+    def _is_wanted(self, address: Any) -> bool:
+        return self._expects is None or _first(address) == self._expects
 
 
 def _first(address: Any) -> object:

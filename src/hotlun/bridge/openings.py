@@ -33,6 +33,7 @@ class Opening:
         reopens: whether `opener` can be asked again.
         advice: what to look at when no agent has answered.
         begin: is called once when there is a connection for it, before it is entered.
+        stop: undoes that, for a connection that will not be entered.
         runtime_id: the VM's, for a Windows guest to be told; `""` if it is not known.
     """
 
@@ -41,6 +42,7 @@ class Opening:
     reopens: bool
     advice: str
     begin: Callable[[], None] = lambda: None
+    stop: Callable[[], None] = lambda: None
     runtime_id: str = ""
 
 
@@ -99,9 +101,7 @@ def hyperv(runtime_id: str | uuid.UUID, os_type: str, *, confidential: bool) -> 
         f"does the VM run, and its guest an agent (hcsshim's with -v4); is that the RuntimeId of "
         f"the VM; does the HvSocketConfig of its document allow service {service}?"
     )
-    return Opening(
-        listening, peer, reopens=True, advice=advice, begin=listening.begin, runtime_id=str(vm)
-    )
+    return being_dialled(listening, peer, advice, runtime_id=str(vm))
 
 
 def vsock(cid: int | None, port: int) -> Opening:
@@ -112,4 +112,17 @@ def vsock(cid: int | None, port: int) -> Opening:
         "does the VM run, with a vsock device (vhost-vsock-pci) of that CID, and in it an agent "
         "that dials (`hotlun-agent` without --port)?"
     )
-    return Opening(listening, peer, reopens=True, advice=advice, begin=listening.begin)
+    return being_dialled(listening, peer, advice)
+
+
+def being_dialled(listening: Listening, peer: str, advice: str, *, runtime_id: str = "") -> Opening:
+    """Be dialled at any listening socket."""
+    return Opening(
+        listening,
+        peer,
+        reopens=True,
+        advice=advice,
+        begin=listening.begin,
+        stop=listening.stop,
+        runtime_id=runtime_id,
+    )
