@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from hotlun.bridge.frames import Frame
 
 RUNTIME_ID = "3f2504e0-4f89-11d3-9a0c-0305e82c3301"
+WAYS = [True] if sys.platform == "win32" else [True, False]
+"""Whether in threads: in the loop it is for vsock, which is Linux's."""
 SHORT = 0.1
 """Seconds, for what is to run out."""
 
@@ -47,16 +49,7 @@ def nothing_is_left() -> Iterator[None]:
     check_nothing_is_left()
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(True, id="threads"),
-        pytest.param(
-            False,
-            id="loop",
-            marks=pytest.mark.skipif(sys.platform == "win32", reason="it is for vsock, on Linux"),
-        ),
-    ]
-)
+@pytest.fixture(params=WAYS, ids=lambda in_threads: "threads" if in_threads else "loop")
 def in_threads(request: pytest.FixtureRequest) -> bool:
     """Whether the sockets block, in threads of their own, or are the event loop's."""
     return bool(request.param)

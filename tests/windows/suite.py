@@ -35,12 +35,14 @@ FILES = (
     "tests/unit/test_hcs_host.py",
     "tests/unit/test_windows_guests.py",
     # the bridge: to a guest that dials, over sockets in threads; else over TCP, see unix_sockets
+    "tests/unit/test_bridge_accepting.py",
     "tests/unit/test_bridge_backend.py",
     "tests/unit/test_bridge_client.py",
     "tests/unit/test_bridge_cold_start.py",
     "tests/unit/test_bridge_entering.py",
     "tests/unit/test_bridge_listening.py",
     "tests/unit/test_bridge_returning.py",
+    "tests/unit/test_bridge_threaded.py",
     "tests/unit/test_bridge_windows.py",
     "tests/unit/test_transport.py",
     # the Manager, on backends in memory
