@@ -133,6 +133,40 @@ HERE: Final[PathRules] = Windows() if os.name == "nt" else Posix()
 """Those of the system that this runs on."""
 
 
+def find(
+    path: str, rules: PathRules = HERE, ask: Callable[[str], os.stat_result] = os.stat
+) -> tuple[str, str, Identity]:
+    """The path made absolute, the canonical one, and what a disk there is known by.
+
+    Args:
+        path: not empty, and without NUL.
+        rules: whose path it is.
+        ask: tells the status of what is there.
+    """
+    name, path = rules.locate(path)
+    try:
+        status = ask(path)
+    except OSError:
+        return name, path, rules.identity(path, None)
+    return name, path, rules.identity(path, status)
+
+
+def same(
+    one: str,
+    other: str,
+    rules: PathRules = HERE,
+    ask: Callable[[str], os.stat_result] = os.stat,
+) -> bool:
+    """Whether two paths lead to one disk; `os.path.samefile` says so of any two disks of Windows.
+
+    Args:
+        one, other: as `find` wants them.
+        rules: whose paths they are.
+        ask: tells the status of what is there.
+    """
+    return find(one, rules, ask)[2] == find(other, rules, ask)[2]
+
+
 def moved(path: str, paths: Mapping[str, str], rules: PathRules = HERE) -> str:
     """Where a path is to be found now.
 

@@ -11,7 +11,7 @@ import pytest
 
 from hotlun import Attachment, DiskConflictError, ImageFormat, Slot
 from hotlun.attachments import AttachmentTable, identify, physical_disk, virtual_disk
-from hotlun.host_paths import HERE, Posix, Windows, moved
+from hotlun.host_paths import HERE, Posix, Windows, moved, same
 from hotlun.wants import DiskState
 
 if TYPE_CHECKING:
@@ -63,6 +63,36 @@ def test_a_file_without_a_number_is_known_by_its_path() -> None:
     one, two = r"\\server\share\a.vhdx", r"\\server\share\b.vhdx"
     assert known_by(one, status()) == known_by(r"\\?\UNC\SERVER\share\A.vhdx", status())
     assert known_by(one, status()) != known_by(two, status())
+
+
+@pytest.mark.parametrize(
+    ("mode", "one", "again", "other"),
+    [
+        (stat.S_IFBLK, r"\\.\PhysicalDrive1", "//?/PHYSICALDRIVE1", r"\\.\PhysicalDrive2"),
+        (stat.S_IFREG, r"\\s\h\a.vhdx", r"\\?\UNC\S\H\A.vhdx", r"\\s\h\b.vhdx"),
+    ],
+)
+def test_what_has_zeros_for_numbers_is_not_one_disk(
+    mode: int, one: str, again: str, other: str
+) -> None:
+    """Two disks of Windows, or two files that are not numbered, are two; a spelling is none."""
+
+    def zeros(path: str) -> os.stat_result:
+        return status(mode)
+
+    assert same(one, again, WINDOWS, zeros)
+    assert not same(one, other, WINDOWS, zeros)
+
+
+def test_two_paths_to_one_file() -> None:
+    """Lead to one number; where nothing can be asked, they are two."""
+    one, other = r"C:\a.vhdx", r"D:\b.vhdx"
+    assert same(one, other, WINDOWS, lambda path: status(number=5, device=7))
+
+    def nothing(path: str) -> os.stat_result:
+        raise FileNotFoundError(2, "not there", path)
+
+    assert not same(one, other, WINDOWS, nothing)
 
 
 def test_a_file_is_known_by_its_number() -> None:

@@ -9,11 +9,10 @@ is begun there, and how it ended decides what is left to do.
 from __future__ import annotations
 
 import logging
-import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self, cast
 
-from hotlun import windows_paths
+from hotlun import host_paths, windows_paths
 from hotlun.backends import answers, requests
 from hotlun.backends.errand import Errand
 from hotlun.backends.occupants import Occupants
@@ -449,8 +448,8 @@ def _same(one: str, other: str) -> bool:
     if windows_paths.fold(one) == windows_paths.fold(other):
         return True
     try:
-        return os.path.samefile(one, other)
-    except (OSError, ValueError):
+        return host_paths.same(one, other)
+    except ValueError:  # a NUL, in what the service told
         return False
 
 
