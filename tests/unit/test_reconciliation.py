@@ -81,6 +81,25 @@ async def test_a_guest_that_knows_no_serials_is_not_asked(vm: VM) -> None:
     await mount.release()
 
 
+async def test_what_the_hypervisor_does_not_speak_of_is_taken_to_be_there(vm: VM) -> None:
+    """That disk alone: another is lost, and what the guest says of either counts."""
+    quiet, pulled = await vm.add(A, EXT4), await vm.add(B, EXT4)
+    survey = vm.host.survey
+
+    async def knows_one(attachments: Collection[Attachment]) -> dict[str, Presence]:
+        return {**(await survey(attachments) or {}), quiet.serial: Presence.UNKNOWN}
+
+    vm.host.survey = knows_one  # type: ignore[method-assign]
+    vm.host.vanish(pulled.serial)
+    vm.guest.vanish(quiet.guest_path or "")
+    found = {one.attachment.serial: one for one in await vm.manager.reconcile()}
+    assert found[pulled.serial].resolution is Resolution.LOST
+    assert found[quiet.serial].resolution is Resolution.REMOUNTED
+    assert not quiet.lost
+    await quiet.release()
+    await pulled.release()
+
+
 class TestLost:
     async def test_a_disk_that_was_pulled(self, vm: VM, caplog: pytest.LogCaptureFixture) -> None:
         """Its Mounts say so; each release succeeds, says so too, and the last one cleans up."""
