@@ -87,7 +87,7 @@ class GuestPaths:
         os_type: whose path rules hold.
 
     Raises:
-        ValueError: the pattern has not exactly one `%d`, or is no guest path.
+        ValueError: the pattern has not exactly one `%d`, or what it makes are no guest paths.
     """
 
     def __init__(self, pattern: str | None, os_type: OSType) -> None:
@@ -99,6 +99,7 @@ class GuestPaths:
             raise ValueError(f"guest_mount_format needs exactly one %d: {pattern!r}")
         self._os_type = os_type
         self.pattern = normalise(pattern, os_type)
+        normalise(self.pattern % 1, os_type)  # Windows reserves names such as COM1
         self._taken: dict[str, int | None] = {}
         """By key; the value is the number it was generated from, if it was."""
         self._above: dict[str, int] = {}

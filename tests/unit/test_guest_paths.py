@@ -196,3 +196,11 @@ def test_a_wrong_format_is_refused_at_once(pattern: str) -> None:
     """Exactly one %d, and an absolute path."""
     with pytest.raises(ValueError, match=r"guest"):
         GuestPaths(pattern, "linux")
+
+
+@pytest.mark.parametrize("pattern", [r"c:\com%d", r"c:\LPT%d.d\m"])
+def test_a_format_that_makes_names_of_devices_is_refused_at_once(pattern: str) -> None:
+    """And not when the first disk is already attached."""
+    with pytest.raises(ValueError, match="nothing can be called"):
+        GuestPaths(pattern, "windows")
+    assert GuestPaths(pattern.replace("%d", "_%d"), "windows").generate()[1] == 0
