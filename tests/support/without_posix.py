@@ -97,6 +97,12 @@ async def use(folder: Path) -> None:
         assert "unix socket" in str(error)  # noqa: PT017
     else:
         raise AssertionError("a connection without unix sockets")
+    try:
+        importlib.import_module("hotlun.vm")
+    except ImportError as error:
+        assert "on Linux alone" in str(error)  # noqa: PT017
+    else:
+        raise AssertionError("a QEMU without unix sockets")
 
 
 def command(*arguments: str) -> tuple[int, str]:

@@ -4,6 +4,14 @@ Needs QEMU, apt and dpkg on an x86-64 host; no root. `Machine.start` is the way 
 `start_detached` and its siblings are for VMs that outlive the process.
 """
 
+import socket
+
+if not hasattr(socket, "AF_UNIX"):
+    raise ImportError(
+        "hotlun.vm runs QEMU, on Linux alone: docs/windows.md says how to reach a VM of Hyper-V",
+        name=__name__,
+    )
+
 from hotlun.vm.errors import MachineError
 from hotlun.vm.guest_exec import Completed
 from hotlun.vm.hardware import Accelerator
