@@ -88,6 +88,9 @@ class Pair:
         self, connection: socket.socket, other: socket.socket, *, keeps_open: bool = False
     ) -> None:
         self.socket, self.other = connection, other
+        for each in (connection, other):  # else a pair of TCP may hold 40 MiB
+            for buffer in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+                each.setsockopt(socket.SOL_SOCKET, buffer, 1 << 16)
         self.heard = Heard(keeps_open=keeps_open)
         self.transport = ThreadTransport(
             asyncio.get_running_loop(), connection, self.heard, "the guest"
