@@ -12,7 +12,6 @@ import secrets
 import string
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from hotlun import host_paths
 from hotlun.errors import DiskConflictError
 from hotlun.facts import Fact
 from hotlun.host_paths import HERE
@@ -91,7 +90,7 @@ def identify(
         raise TypeError(f"a host path is a str or os.PathLike[str]: {path!r}")
     if not path or "\0" in path:
         raise ValueError(f"a host path is not empty and holds no NUL: {path!r}")
-    return host_paths.find(path, rules)
+    return rules.find(path)
 
 
 def unique_names() -> Iterator[str]:

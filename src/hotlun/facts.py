@@ -70,6 +70,17 @@ TABLE: Final[dict[Kind, dict[Fact, dict[Action, Outcomes]]]] = {
     },
 }
 
+UNDOING: Final = (Action.UNMOUNT, Action.UNPLUG, Action.DETACH, Action.REVOKE)
+"""The order in which a disk is taken away."""
+
+_UNDOING: Final = {
+    kind: {
+        fact: next((action for action in moves if action in UNDOING), None)
+        for fact, moves in rows.items()
+    }
+    for kind, rows in TABLE.items()
+}
+
 
 class Thing:
     """Something that the table speaks of: a grant, an attachment or a guest mount."""
@@ -88,6 +99,11 @@ class Thing:
 
     def allows(self, action: Action) -> bool:
         return action in TABLE[self.kind][self.fact]
+
+    @property
+    def undoing(self) -> Action | None:
+        """The step that undoes it, or some of it; None if there is nothing to undo."""
+        return _UNDOING[self.kind][self.fact]
 
 
 class Step(NamedTuple):

@@ -33,6 +33,7 @@ _DEVICES = re.compile(
 """Names that Windows reserves, in every folder (Microsoft Learn: "Naming Files, Paths")."""
 
 
+@lru_cache(maxsize=1024)
 def normalise(path: str, os_type: OSType) -> str:
     """The one spelling of a guest path.
 

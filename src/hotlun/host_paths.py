@@ -25,8 +25,12 @@ if TYPE_CHECKING:
 class PathRules(Protocol):
     """What the paths of one system mean."""
 
-    def locate(self, path: str) -> tuple[str, str]:
-        """The path made absolute, and the canonical one, with links resolved."""
+    def find(self, path: str) -> tuple[str, str, Identity]:
+        """The path made absolute, the canonical one, and what a disk there is known by.
+
+        Args:
+            path: not empty, and without NUL.
+        """
 
     def fold(self, path: str) -> str:
         """What all spellings of an absolute path have in common."""
@@ -50,8 +54,13 @@ class PathRules(Protocol):
 class Posix:
     """Paths mean what they say, byte for byte."""
 
-    def locate(self, path: str) -> tuple[str, str]:
-        return os.path.abspath(path), os.path.realpath(path)
+    def find(self, path: str) -> tuple[str, str, Identity]:
+        name = os.path.abspath(path)
+        status = _straight(name) if ".." not in path else None
+        if status is not None:
+            return name, name, self.identity(name, status)
+        path = os.path.realpath(path)
+        return name, path, self.identity(path, _status(path))
 
     def fold(self, path: str) -> str:
         return path
@@ -90,12 +99,19 @@ class Windows:
     Args:
         current: as `windows_paths.absolute` wants it.
         resolve: resolves links and short names of what exists, as `os.path.realpath` there.
+        ask: tells the status of what is there.
     """
 
     current: Callable[[str], str] = os.path.abspath
     resolve: Callable[[str], str] = os.path.realpath
+    ask: Callable[[str], os.stat_result] = os.stat
+
+    def find(self, path: str) -> tuple[str, str, Identity]:
+        name, path = self.locate(path)
+        return name, path, self.identity(path, _status(path, self.ask))
 
     def locate(self, path: str) -> tuple[str, str]:
+        """The path made absolute, and the canonical one, with links resolved."""
         name = windows_paths.absolute(path, self.current)
         if not windows_paths.parse(name).names:
             return name, name  # a device: nothing in it can be a link
@@ -133,38 +149,39 @@ HERE: Final[PathRules] = Windows() if os.name == "nt" else Posix()
 """Those of the system that this runs on."""
 
 
-def find(
-    path: str, rules: PathRules = HERE, ask: Callable[[str], os.stat_result] = os.stat
-) -> tuple[str, str, Identity]:
-    """The path made absolute, the canonical one, and what a disk there is known by.
-
-    Args:
-        path: not empty, and without NUL.
-        rules: whose path it is.
-        ask: tells the status of what is there.
-    """
-    name, path = rules.locate(path)
-    try:
-        status = ask(path)
-    except OSError:
-        return name, path, rules.identity(path, None)
-    return name, path, rules.identity(path, status)
-
-
-def same(
-    one: str,
-    other: str,
-    rules: PathRules = HERE,
-    ask: Callable[[str], os.stat_result] = os.stat,
-) -> bool:
+def same(one: str, other: str, rules: PathRules = HERE) -> bool:
     """Whether two paths lead to one disk; `os.path.samefile` says so of any two disks of Windows.
 
     Args:
-        one, other: as `find` wants them.
+        one, other: as `PathRules.find` wants them.
         rules: whose paths they are.
-        ask: tells the status of what is there.
     """
-    return find(one, rules, ask)[2] == find(other, rules, ask)[2]
+    return rules.find(one)[2] == rules.find(other)[2]
+
+
+def _status(path: str, ask: Callable[[str], os.stat_result] = os.stat) -> os.stat_result | None:
+    """The status of what is there; None if it has none."""
+    try:
+        return ask(path)
+    except OSError:
+        return None
+
+
+def _straight(path: str) -> os.stat_result | None:
+    """The status of what an absolute path names if it leads there without a link.
+
+    One lstat(2) a name, as `os.path.realpath` makes them; the last is that of the file.
+    """
+    end = path.find("/", 1)
+    try:
+        while end > 0:
+            if stat.S_ISLNK(os.lstat(path[:end]).st_mode):
+                return None
+            end = path.find("/", end + 1)
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return None if stat.S_ISLNK(status.st_mode) else status
 
 
 def moved(path: str, paths: Mapping[str, str], rules: PathRules = HERE) -> str:

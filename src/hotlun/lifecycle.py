@@ -9,10 +9,10 @@ nobody owning the thing at all.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from hotlun.errors import JournalError, OutcomeUnknownError
-from hotlun.facts import TABLE, Action, Fact, Step, Thing
+from hotlun.facts import TABLE, UNDOING, Action, Fact, Step
 from hotlun.wants import (
     DiskState,
     GrantState,
@@ -23,48 +23,46 @@ from hotlun.wants import (
     fail_adding,
     fail_waiters,
     forget_mount,
-    has_driver,
     is_granted,
     is_unharmed,
     one_each,
+    releasing,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-UNDOING: Final = (Action.UNMOUNT, Action.UNPLUG, Action.DETACH, Action.REVOKE)
-"""The order in which a disk is taken away."""
+    from hotlun.facts import Thing
 
 
 def next_step(disk: DiskState) -> Step | None:
     """The one step to take now; None if there is none, or nobody wants it taken."""
+    count = len(releasing(disk))
+    is_kept = count < len(disk.handles)
     if not disk.closing:
         step = _making_step(disk) or _unmounting_step(disk)
-        if step is not None:
+        if step is not None or is_kept:
             return step
-        if any(not handle.is_releasing for handle in disk.handles):
+    if not disk.waiters:
+        if is_kept:
+            return _unmounting_step(disk)  # of a disk that is lost, each gives back its own
+        if not count and disk.stalled:
             return None
-    if not has_driver(disk):
-        return _unmounting_step(disk)  # the teardown stopped; what nobody owns is undone still
-    if not disk.waiters and any(not handle.is_releasing for handle in disk.handles):
-        return _unmounting_step(disk)  # of a disk that is lost, each gives back its own
-    for action in UNDOING:
-        for thing in _things(disk, action):
-            if thing.allows(action):
-                return Step(action, thing)
+    for thing in (*disk.mounts.values(), disk, *disk.grants.values()):
+        action = thing.undoing
+        if action is not None:
+            return Step(action, thing)
     return None
 
 
 def _making_step(disk: DiskState) -> Step | None:
-    adding = [handle for handle in disk.active if not handle.is_live]
-    for handle in adding:
-        if handle.vm_id and not is_granted(disk, handle.vm_id):
-            return Step(Action.GRANT, disk.grants.get(handle.vm_id) or GrantState(handle.vm_id))
-    if adding and disk.allows(Action.ATTACH):
-        return Step(Action.ATTACH, disk)
-    for handle in adding:
-        if handle.mount is not None and handle.mount.allows(Action.MOUNT):
-            return Step(Action.MOUNT, handle.mount)
+    if disk.active and (adding := [handle for handle in disk.active if not handle.is_live]):
+        for handle in adding:
+            if handle.vm_id and not is_granted(disk, handle.vm_id):
+                return Step(Action.GRANT, disk.grants.get(handle.vm_id) or GrantState(handle.vm_id))
+        if disk.allows(Action.ATTACH):
+            return Step(Action.ATTACH, disk)
+        for handle in adding:
+            if handle.mount is not None and handle.mount.allows(Action.MOUNT):
+                return Step(Action.MOUNT, handle.mount)
     for mount in disk.mounts.values():
         if mount.allows(Action.MOUNT) and mount.is_wanted:  # gone behind our back
             return Step(Action.MOUNT, mount)
@@ -87,12 +85,6 @@ def _unmounting_step(disk: DiskState) -> Step | None:
     return None
 
 
-def _things(disk: DiskState, action: Action) -> Iterable[Thing]:
-    if action is Action.UNMOUNT:
-        return disk.mounts.values()
-    return disk.grants.values() if action is Action.REVOKE else (disk,)
-
-
 def begin(disk: DiskState, step: Step) -> None:
     """The step is about to be taken: from here on its thing is in teardown, if it undoes."""
     action, thing = step
@@ -104,24 +96,16 @@ def begin(disk: DiskState, step: Step) -> None:
         disk.drivers = tuple(h for h in disk.active if not h.is_live and h.vm_id == thing.vm_id)[:1]
     elif action in UNDOING:
         thing.closing = True
-        kept = any(not h.is_releasing for h in disk.handles)
-        if len(disk.handles) <= 1 and not kept:
+        drivers = releasing(disk)
+        if len(drivers) == len(disk.handles) <= 1:
             disk.closing = True
-        if isinstance(thing, MountState):
-            nobody_stays = disk.closing or all(h.is_releasing for h in thing.handles)
-            thing.is_due = thing.is_due and not nobody_stays
-        disk.drivers = _drivers(disk, thing)
-
-
-def _drivers(disk: DiskState, thing: Thing) -> tuple[Handle | Waiter, ...]:
-    """The releasing handles that this step is taken for; without any, the waiters."""
-    whole = disk.closing
-
-    def concerns(handle: Handle) -> bool:
-        return whole or handle.mount is thing
-
-    releasing = tuple(h for h in disk.active if h.is_releasing and concerns(h))
-    return releasing or tuple(w for w in disk.waiters if whole or w.thing is thing)
+        if isinstance(thing, MountState) and thing.is_due:
+            thing.is_due = not (disk.closing or all(h.is_releasing for h in thing.handles))
+        whole = disk.closing
+        if not whole:
+            drivers = [handle for handle in drivers if handle.mount is thing]
+        # Without any of them it is taken for those who wait.
+        disk.drivers = tuple(drivers or [w for w in disk.waiters if whole or w.thing is thing])
 
 
 def done(disk: DiskState, step: Step) -> None:

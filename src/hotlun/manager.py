@@ -606,5 +606,6 @@ class Manager:
 
     def _rested(self, disk: DiskState) -> None:
         """The worker has no step to take for the disk."""
-        self._recorder.write_late(disk)
+        if self._survives:
+            self._recorder.write_late(disk)
         self._reconciler.rested(disk)

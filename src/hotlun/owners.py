@@ -40,6 +40,8 @@ class Owner(NamedTuple):
         """
         if not isinstance(name, str):
             raise TypeError(f"owner is a string: {name!r}")
+        if not name:
+            return NOBODY
         if not name.startswith("pid:"):
             return cls(name)
         match = _PROCESS.fullmatch(name)

@@ -210,11 +210,14 @@ def is_unresolved(disk: DiskState) -> bool:
         return False
     if not disk.handles or (disk.fact is Fact.MAYBE and not _is_lost(disk)):
         return True
-    return disk.fact is Fact.YES and any(
-        not mount.handles
-        or (mount.fact is Fact.MAYBE and not any(handle.lost for handle in mount.handles))
-        for mount in disk.mounts.values()
-    )
+    if disk.fact is not Fact.YES:
+        return False
+    for mount in disk.mounts.values():
+        if not mount.handles:
+            return True
+        if mount.fact is Fact.MAYBE and not any(handle.lost for handle in mount.handles):
+            return True
+    return False
 
 
 def settled(disagreement: Disagreement, disk: DiskState) -> Disagreement:

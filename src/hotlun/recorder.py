@@ -119,7 +119,9 @@ class Recorder:
             JournalError: it could not be written; it says what it said before. Or the journal
                 was given away already.
         """
-        if self._journal is not None and not self._is_open:
+        if self._journal is None:
+            return
+        if not self._is_open:
             raise JournalError("the Manager was left, and its journal closed: enter another one")
         self.catch_up()
         self._write(disk)

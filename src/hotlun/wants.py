@@ -288,9 +288,10 @@ def settle(disk: DiskState) -> None:
     """Answer everyone who can be answered by the facts as they are."""
     if disk.active:
         _settle_handles(disk)
-    for mount in list(disk.mounts.values()):
-        is_in_work = disk.current is not None and disk.current.thing is mount
-        if not mount.handles and mount.fact is Fact.NO and not is_in_work:
+    for mount in tuple(disk.mounts.values()):
+        if mount.fact is not Fact.NO or mount.handles:
+            continue
+        if disk.current is None or disk.current.thing is not mount:
             forget_mount(disk, mount)
     if disk.current is None:
         if disk.closing and is_unharmed(disk) and not has_driver(disk):
@@ -311,12 +312,15 @@ def settle(disk: DiskState) -> None:
 
 
 def _settle_handles(disk: DiskState) -> None:
-    for handle in [handle for handle in disk.active if handle.answer.done()]:
-        if handle.is_live:  # its caller was cancelled, or had an error
+    waiting = []
+    for handle in tuple(disk.active):
+        if not handle.answer.done():
+            waiting.append(handle)
+        elif handle.is_live:  # its caller was cancelled, or had an error
             del disk.active[handle]
         else:
             drop(handle)
-    for handle in list(disk.active):
+    for handle in waiting:
         mount = handle.mount
         if not handle.is_live:
             if (
@@ -326,7 +330,7 @@ def _settle_handles(disk: DiskState) -> None:
             ):
                 handle.is_live = True
                 del disk.active[handle]
-                _resolve(handle.answer)
+                handle.answer.set_result(None)
             continue
         # A mount that is not there is to be made again for who keeps it, and for nobody else.
         if mount is not None and (len(mount.handles) > 1 or mount.fact is Fact.NO):
@@ -364,11 +368,12 @@ def has_work(disk: DiskState) -> bool:
 
 
 def has_driver(disk: DiskState) -> bool:
-    return (
-        bool(disk.waiters)
-        or any(handle.is_releasing for handle in disk.active)
-        or not (disk.handles or disk.stalled)
-    )
+    return bool(disk.waiters or releasing(disk)) or not (disk.handles or disk.stalled)
+
+
+def releasing(disk: DiskState) -> list[Handle]:
+    """The handles that are giving back; all of them wait for an answer."""
+    return [handle for handle in disk.active if handle.is_live and not handle.answer.done()]
 
 
 def is_unharmed(disk: DiskState) -> bool:
@@ -376,11 +381,9 @@ def is_unharmed(disk: DiskState) -> bool:
 
     A guest mount without an owner is no part of it.
     """
-    return (
-        disk.fact is Fact.YES
-        and bool(disk.handles)
-        and not any(m.fact is Fact.MAYBE and m.handles for m in disk.mounts.values())
-    )
+    if disk.fact is not Fact.YES or not disk.handles:
+        return False
+    return not any(m.fact is Fact.MAYBE and m.handles for m in disk.mounts.values())
 
 
 def _answer_failure(disk: DiskState, failure: Failure) -> bool:

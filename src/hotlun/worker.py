@@ -20,7 +20,7 @@ from hotlun.model import GuestMount
 from hotlun.wants import DiskState, GrantState, MountState, halt, has_work
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Awaitable, Callable, Container
 
     from hotlun.backends.base import GuestBackend, HostBackend
 
@@ -55,7 +55,7 @@ class Worker:
         self._relocate = relocate
         self._record = record
         self._rested = rested
-        self._tasks: dict[asyncio.Task[None], DiskState] = {}
+        self._tasks: dict[DiskState, asyncio.Task[None]] = {}
         self._when_idle: list[Callable[[], None]] = []
 
     def wake(self, disk: DiskState) -> None:
@@ -64,15 +64,18 @@ class Worker:
         if not disk.working and not disk.is_gone and has_work(disk):
             disk.working = True
             task = asyncio.get_running_loop().create_task(self._run(disk))
-            if not task.done():
-                self._tasks[task] = disk
-                task.add_done_callback(self._ended)
+            if disk.working:  # not one that ran at once, as eager tasks do
+                self._tasks[disk] = task
         elif not disk.working:
             self._rested(disk)
 
     async def idle(self, disks: Container[DiskState] | None = None) -> None:
         """Wait until no step is being taken for any of these disks; None for all there are."""
-        while tasks := [t for t, disk in self._tasks.items() if disks is None or disk in disks]:
+        while tasks := [
+            task
+            for disk, task in self._tasks.items()
+            if (disks is None or disk in disks) and not task.done()
+        ]:
             await asyncio.wait(tasks)
 
     def when_idle(self, call: Callable[[], None]) -> None:
@@ -82,30 +85,30 @@ class Worker:
         else:
             call()
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        del self._tasks[task]
-        while not self._tasks and self._when_idle:
-            self._when_idle.pop()()
-
     async def _run(self, disk: DiskState) -> None:
         try:
-            while (step := lifecycle.next_step(disk)) is not None:
+            while not disk.is_gone and (step := lifecycle.next_step(disk)) is not None:
                 lifecycle.begin(disk, step)
                 await self._take(disk, step)
                 self._settle(disk)
         finally:
             disk.working = False
+            self._tasks.pop(disk, None)
             self._rested(disk)
+            while self._when_idle and not self._tasks:
+                self._when_idle.pop()()
 
     async def _take(self, disk: DiskState, step: Step) -> None:
-        _tell(disk, step, "begins")
+        is_told = logger.isEnabledFor(logging.DEBUG)
+        if is_told:
+            _tell(disk, step, "begins")
         try:
             if step.action is Action.GRANT and isinstance(step.thing, GrantState):
                 plan = base.plan_grant(self._host, disk.attachment.disk, step.thing.vm_id)
                 step.thing.plan = plan or step.thing.plan
                 step.thing.since = step.thing.since or time.time_ns()
             self._record(disk)
-            await self._perform(disk, step)
+            await self._call(disk, step)
         except SlotTakenError as error:
             self._move(disk, step, error)
         except Exception as error:
@@ -122,7 +125,8 @@ class Worker:
             self._settle(disk)
             raise
         else:
-            _tell(disk, step, "is done")
+            if is_told:
+                _tell(disk, step, "is done")
             lifecycle.done(disk, step)
 
     def _move(self, disk: DiskState, step: Step, error: SlotTakenError) -> None:
@@ -137,32 +141,29 @@ class Worker:
         else:
             lifecycle.called_off(disk)
 
-    async def _perform(self, disk: DiskState, step: Step) -> None:
+    def _call(self, disk: DiskState, step: Step) -> Awaitable[None]:
+        """The backend's call that takes the step."""
         action, thing = step
         attachment = disk.attachment
         if isinstance(thing, MountState):
             if action is Action.MOUNT:
                 identity = base.identity(self._host, attachment)
                 mount = GuestMount(attachment, thing.path, thing.config, identity)
-                await self._guest.mount(mount)
-            else:
-                await self._guest.unmount(GuestMount(attachment, thing.path, thing.config))
-        elif isinstance(thing, GrantState):
+                return self._guest.mount(mount)
+            return self._guest.unmount(GuestMount(attachment, thing.path, thing.config))
+        if isinstance(thing, GrantState):
             grants = action is Action.GRANT
             change = self._host.grant_access if grants else self._host.revoke_access
-            await change(attachment.disk, thing.vm_id)
-        elif action is Action.ATTACH:
-            await self._host.attach(attachment)
-        elif action is Action.UNPLUG:
-            await self._guest.unplug(attachment)
-        else:
-            await self._host.detach(attachment)
+            return change(attachment.disk, thing.vm_id)
+        if action is Action.ATTACH:
+            return self._host.attach(attachment)
+        if action is Action.UNPLUG:
+            return self._guest.unplug(attachment)
+        return self._host.detach(attachment)
 
 
 def _tell(disk: DiskState, step: Step, ending: str) -> None:
-    """One line of the log, put together only if somebody reads it."""
-    if not logger.isEnabledFor(logging.DEBUG):
-        return
+    """One line of the log."""
     thing = step.thing
     what = ""
     if isinstance(thing, MountState):

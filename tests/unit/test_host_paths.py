@@ -5,6 +5,7 @@ from __future__ import annotations
 import ntpath
 import os
 import stat
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -80,19 +81,19 @@ def test_what_has_zeros_for_numbers_is_not_one_disk(
     def zeros(path: str) -> os.stat_result:
         return status(mode)
 
-    assert same(one, again, WINDOWS, zeros)
-    assert not same(one, other, WINDOWS, zeros)
+    assert same(one, again, replace(WINDOWS, ask=zeros))
+    assert not same(one, other, replace(WINDOWS, ask=zeros))
 
 
 def test_two_paths_to_one_file() -> None:
     """Lead to one number; where nothing can be asked, they are two."""
     one, other = r"C:\a.vhdx", r"D:\b.vhdx"
-    assert same(one, other, WINDOWS, lambda path: status(number=5, device=7))
+    assert same(one, other, replace(WINDOWS, ask=lambda path: status(number=5, device=7)))
 
     def nothing(path: str) -> os.stat_result:
         raise FileNotFoundError(2, "not there", path)
 
-    assert not same(one, other, WINDOWS, nothing)
+    assert not same(one, other, replace(WINDOWS, ask=nothing))
 
 
 def test_a_file_is_known_by_its_number() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from hotlun.errors import BackendError, OutcomeUnknownError
-from hotlun.facts import TABLE, Action, Fact, Kind
-from hotlun.lifecycle import UNDOING, begin, done, failed, next_step
+from hotlun.facts import TABLE, UNDOING, Action, Fact, Kind
+from hotlun.lifecycle import begin, done, failed, next_step
 from hotlun.model import Attachment, Disk, DiskKind, MountConfig, Slot
 from hotlun.wants import DiskState, MountState, ask_release, join, settle
 

@@ -205,7 +205,7 @@ class TestMountedAgain:
         after = MemoryJournal()
         after._documents = dict(journal._documents)
         await manager._reconciler.stop()
-        for task in manager._worker._tasks:
+        for task in manager._worker._tasks.values():
             task.cancel()
         async with Manager(vm.host, vm.guest, journal=after) as manager:
             assert [mount.guest_path for mount in manager.mounts] == paths

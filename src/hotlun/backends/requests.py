@@ -139,35 +139,40 @@ def check(
     Raises:
         UnsupportedError: that, naming what cannot be done.
     """
-
-    def refuse(problem: str, advice: str) -> UnsupportedError:
-        return UnsupportedError(
+    for problem, advice in _problems(disk, config, path, os_type, features):
+        raise UnsupportedError(
             f"cannot mount {disk} at {path!r}: {problem}; {advice}", operation="mount", disk=disk
         )
 
+
+def _problems(
+    disk: Disk, config: MountConfig, path: str, os_type: OSType, features: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    """Each reason why this guest cannot do the mount, and what to do about it."""
     try:
         normalise(path, os_type)  # an empty one would be a mount nowhere, and a success
     except ValueError as error:
-        raise refuse(str(error), f"a {os_type} guest needs another path") from None
+        yield str(error), f"a {os_type} guest needs another path"
     if os_type == "windows":
         names = (field.name for field in dataclasses.fields(config) if field.init)
         asked = [name for name in names if name != "container_scratch" and getattr(config, name)]
         if asked:
-            raise refuse(
-                f"a Windows guest does not know {', '.join(asked)}", "leave that out of the config"
+            yield (
+                f"a Windows guest does not know {', '.join(asked)}",
+                "leave that out of the config",
             )
         if config.container_scratch and disk.read_only:
-            raise refuse("container_scratch formats it, and it is read-only", "attach it writable")
+            yield "container_scratch formats it, and it is read-only", "attach it writable"
     elif config.container_scratch:
-        raise refuse(
+        yield (
             "a Linux guest does not know container_scratch",
             "use encrypted=True with ensure_filesystem for a scratch disk",
         )
     if config.verity is not None and not disk.read_only:
-        raise refuse("verity is for a disk that nobody writes", "attach it with read_only=True")
+        yield "verity is for a disk that nobody writes", "attach it with read_only=True"
     for feature, would, way_round in _needs(config):
         if feature not in features:
-            raise refuse(
+            yield (
                 f"this guest's agent {would}",
                 f"run hotlun's agent of this version in the guest, or {way_round}",
             )
@@ -175,8 +180,7 @@ def check(
 
 def _needs(config: MountConfig) -> Iterator[tuple[str, str, str]]:
     """Each feature that the mount takes, what an agent without it would do, and a way round."""
-    dropped = [option for option in config.options if option not in PROPAGATIONS]
-    if dropped:
+    if dropped := [option for option in config.options if option not in PROPAGATIONS]:
         yield FEATURE_OPTIONS, f"would ignore the options {', '.join(dropped)}", "leave them out"
     if config.ensure_filesystem and config.filesystem != "ext4" and not config.encrypted:
         yield (

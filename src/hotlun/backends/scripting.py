@@ -128,22 +128,29 @@ class Script:
                 "the VM is gone, and nothing is attached to it any more: forget its disks",
                 operation=call.operation,
             )
-        due = []
-        for fault in self._faults.get(call.operation, ()):
-            fault.calls_left -= 1
-            if not fault.calls_left:
-                due.append(fault)
-        if due:
-            left = self._faults[call.operation]
-            self._faults[call.operation] = [fault for fault in left if fault.calls_left > 0]
+        due = self._due(call.operation) if self._faults else ()
         if self._delay:
             await asyncio.sleep(self._delay)
+        if not due:
+            return None
         for fault in due:
             if fault.gate is not None:
                 await fault.gate._pass()
             if fault.error is not None and not fault.happens:
                 raise fault.error
         return next((fault.error for fault in due if fault.error is not None), None)
+
+    def _due(self, operation: str) -> list[_Fault]:
+        """The faults of this call."""
+        due = []
+        for fault in self._faults.get(operation, ()):
+            fault.calls_left -= 1
+            if not fault.calls_left:
+                due.append(fault)
+        if due:
+            left = self._faults[operation]
+            self._faults[operation] = [fault for fault in left if fault.calls_left > 0]
+        return due
 
     def _violated(self, what: str) -> AssertionError:
         self.violations.append(what)
