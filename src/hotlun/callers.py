@@ -49,6 +49,7 @@ class Callers:
             NotInitializedError: the Mounts are not this Manager's any more.
             HotlunError: what the backend raised.
         """
+        self._check_ours()
         while handle.is_releasing:  # somebody else is at it
             await asyncio.wait([cast("asyncio.Future[None]", handle.answer)])
         if handle.is_gone:

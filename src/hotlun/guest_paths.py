@@ -9,6 +9,7 @@ dots and spaces at the end.
 from __future__ import annotations
 
 import heapq
+import itertools
 import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
@@ -17,6 +18,8 @@ from hotlun import windows_paths
 from hotlun.errors import GuestPathConflictError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from hotlun.backends.base import OSType
 
 DEFAULT_FORMAT: Final[dict[OSType, str]] = {
@@ -106,6 +109,7 @@ class GuestPaths:
         self._above: dict[str, int] = {}
         """How many taken paths lie below each folder."""
         self._fresh = 0
+        """The lowest number that was never used; of those below, the unused are returned."""
         self._returned: list[int] = []
 
     def normalise(self, path: str) -> str:
@@ -130,18 +134,11 @@ class GuestPaths:
         Raises:
             GuestPathConflictError: none can ever fit.
         """
-        skipped: list[int] = []
-        try:
-            # A taken path can block one number, or all of them: so many tries tell.
-            for _ in range(len(self._taken) + 1):
-                number = self._lowest_number()
-                skipped.append(number)
-                path = self.pattern % number
-                if not self._collision(path):
-                    return path, number
-        finally:
-            for number in skipped:
-                heapq.heappush(self._returned, number)
+        # A taken path can block one number, or all of them: so many tries tell.
+        for number in itertools.islice(self._free_numbers(), len(self._taken) + 1):
+            path = self.pattern % number
+            if not self._collision(path):
+                return path, number
         raise GuestPathConflictError(
             f"no path of the form {self.pattern} fits: {path} {self._collision(path)}; "
             "state a guest_path, or release that mount first"
@@ -150,11 +147,7 @@ class GuestPaths:
     def take(self, path: str, number: int | None = None) -> None:
         """A normalised, free path is in use from now on; `number` as `generate` gave it."""
         if number is not None:
-            if self._returned[0] == number:
-                heapq.heappop(self._returned)
-            else:  # lower numbers collide with paths that were stated
-                self._returned.remove(number)
-                heapq.heapify(self._returned)
+            self._use(number)
         key = self._key(path)
         self._taken[key] = number
         for folder in _folders(key, _SEPARATORS[self._os_type]):
@@ -171,11 +164,23 @@ class GuestPaths:
             if not self._above[folder]:
                 del self._above[folder]
 
-    def _lowest_number(self) -> int:
+    def _free_numbers(self) -> Iterator[int]:
+        """Lowest first."""
         if self._returned:
-            return heapq.heappop(self._returned)
-        self._fresh += 1
-        return self._fresh - 1
+            yield self._returned[0]
+            yield from sorted(self._returned)[1:]
+        yield from itertools.count(self._fresh)
+
+    def _use(self, number: int) -> None:
+        """Lower ones may be left free: they can collide with paths that were stated."""
+        if number >= self._fresh:
+            self._returned.extend(range(self._fresh, number))  # at its end: a heap still
+            self._fresh = number + 1
+        elif self._returned[0] == number:
+            heapq.heappop(self._returned)
+        else:
+            self._returned.remove(number)
+            heapq.heapify(self._returned)
 
     def _collision(self, path: str) -> str:
         key = self._key(path)

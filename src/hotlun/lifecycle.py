@@ -35,16 +35,21 @@ if TYPE_CHECKING:
 
 def next_step(disk: DiskState) -> Step | None:
     """The one step to take now; None if there is none, or nobody wants it taken."""
-    count = len(releasing(disk))
-    is_kept = count < len(disk.handles)
+    adding, releasing = [], []
+    for handle in disk.active:
+        if not handle.is_live:
+            adding.append(handle)
+        elif not handle.answer.done():
+            releasing.append(handle)
+    is_kept = len(releasing) < len(disk.handles)
     if not disk.closing:
-        step = _making_step(disk) or _unmounting_step(disk)
+        step = _making_step(disk, adding) or _unmounting_step(disk, releasing)
         if step is not None or is_kept:
             return step
     if not disk.waiters:
-        if is_kept:
-            return _unmounting_step(disk)  # of a disk that is lost, each gives back its own
-        if not count and disk.stalled:
+        if is_kept:  # of a disk that is lost, each gives back its own
+            return _unmounting_step(disk, releasing)
+        if disk.stalled and not releasing:
             return None
     for thing in (*disk.mounts.values(), disk, *disk.grants.values()):
         action = thing.undoing
@@ -53,34 +58,33 @@ def next_step(disk: DiskState) -> Step | None:
     return None
 
 
-def _making_step(disk: DiskState) -> Step | None:
-    if disk.active and (adding := [handle for handle in disk.active if not handle.is_live]):
-        for handle in adding:
-            if handle.vm_id and not is_granted(disk, handle.vm_id):
-                return Step(Action.GRANT, disk.grants.get(handle.vm_id) or GrantState(handle.vm_id))
-        if disk.allows(Action.ATTACH):
-            return Step(Action.ATTACH, disk)
-        for handle in adding:
-            if handle.mount is not None and handle.mount.allows(Action.MOUNT):
-                return Step(Action.MOUNT, handle.mount)
+def _making_step(disk: DiskState, adding: list[Handle]) -> Step | None:
+    for handle in adding:
+        if handle.vm_id and not is_granted(disk, handle.vm_id):
+            return Step(Action.GRANT, disk.grants.get(handle.vm_id) or GrantState(handle.vm_id))
+    if adding and disk.allows(Action.ATTACH):
+        return Step(Action.ATTACH, disk)
+    for handle in adding:
+        if handle.mount is not None and handle.mount.allows(Action.MOUNT):
+            return Step(Action.MOUNT, handle.mount)
     for mount in disk.mounts.values():
         if mount.allows(Action.MOUNT) and mount.is_wanted:  # gone behind our back
             return Step(Action.MOUNT, mount)
     return None
 
 
-def _unmounting_step(disk: DiskState) -> Step | None:
+def _unmounting_step(disk: DiskState, releasing: list[Handle]) -> Step | None:
     """A guest mount that nobody keeps, on an attachment that others may keep."""
     if not disk.handles:
         return None
     for mount in disk.mounts.values():
         if not mount.allows(Action.UNMOUNT):
             continue
-        releasing = [h for h in disk.active if h.mount is mount and h.is_live]
-        kept = len(mount.handles) > len(releasing)
+        count = sum(handle.mount is mount for handle in releasing) if releasing else 0
+        kept = len(mount.handles) > count
         if mount.closing and any(waiter.thing is mount for waiter in disk.waiters):
             return Step(Action.UNMOUNT, mount)
-        if not kept and (releasing or not mount.stalled):
+        if not kept and (count or not mount.stalled):
             return Step(Action.UNMOUNT, mount)
     return None
 

@@ -240,7 +240,7 @@ class Manager:
         handles = self._tables.take_up(disks)
         found = judge_all(disks, seen)
         for handle in handles:
-            self._tables.mounts[handle] = Mount(handle, self._release)
+            self._tables.mounts[handle] = Mount(handle, self._callers.give_back)
         return found
 
     async def __aexit__(
@@ -428,14 +428,10 @@ class Manager:
             wants.drop(handle)
             self._worker.wake(handle.disk)
             raise
-        mount = self._tables.mounts[handle] = Mount(handle, self._release)
+        mount = self._tables.mounts[handle] = Mount(handle, self._callers.give_back)
         return mount
 
     # --- Releasing ---
-
-    async def _release(self, handle: Handle) -> None:
-        self._check_ours()
-        await self._callers.give_back(handle)
 
     def _check_ours(self) -> None:
         if self._phase is _Phase.FROZEN or (self._survives and self._phase is _Phase.LEFT):
@@ -471,7 +467,7 @@ class Manager:
         held = [handle for handle in self._tables.mounts if handle.owner.name == name]
         # A process that has ended does not take the Mounts of one that has its number now.
         held = [handle for handle in held if handle.owner.has_ended()] or held
-        outcomes = await asyncio.gather(*map(self._release, held), return_exceptions=True)
+        outcomes = await asyncio.gather(*map(self._callers.give_back, held), return_exceptions=True)
         raise_all(outcomes, f"not all of {owner!r} could be released: release_owner() again")
 
     def dead_owners(self) -> tuple[str, ...]:

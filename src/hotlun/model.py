@@ -83,7 +83,7 @@ class Disk:
             raise ValueError(f"a disk's path holds no NUL: {self.path!r}")
         if type(self.kind) is not DiskKind:
             object.__setattr__(self, "kind", DiskKind(self.kind))
-        if self.format is not None:
+        if self.format is not None and type(self.format) is not ImageFormat:
             object.__setattr__(self, "format", ImageFormat(self.format))
         if (self.kind is DiskKind.EXTENSIBLE_VIRTUAL_DISK) != bool(self.provider):
             raise ValueError("an extensible virtual disk, and no other, has a provider")
