@@ -18,7 +18,6 @@ With `--python`, the same by other interpreters; `scripts/other-pythons` prints 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -40,6 +39,7 @@ from hotlun.backends.memory import MemoryGuestBackend, MemoryHostBackend
 from hotlun.journal import MemoryJournal, SQLiteJournal
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Awaitable, Callable
 
     from hotlun.journal import Journal
@@ -318,7 +318,7 @@ async def with_a_journal(report: Report, images: Images, runs: int) -> None:
             table.rows.append((kind, us[kind], more, None, None))
 
 
-def others(report: Report, pythons: list[str], last: float, runs: int) -> None:
+def others(report: Report, pythons: list[str], runs: int) -> None:
     """The figures of other interpreters, beside this one's."""
     table = report.table(
         f"one add + release beside {SLOTS - 1}, by interpreter", "Python", "us", "floor", "ratio"
@@ -355,7 +355,7 @@ async def measure(chosen: argparse.Namespace) -> Report:
         await memory(report, images)
         await with_a_journal(report, images, runs)
     if chosen.python:
-        others(report, chosen.python, last, runs)
+        others(report, chosen.python, runs)
     return report
 
 

@@ -106,8 +106,10 @@ class GuestPaths:
         normalise(self.pattern % 1, os_type)  # Windows reserves names such as COM1
         self._taken: dict[str, int | None] = {}
         """By key; the value is the number it was generated from, if it was."""
+        self._within: dict[tuple[str, ...], int] = {}
+        """How many taken paths are in a folder, by this one and all above it."""
         self._above: dict[str, int] = {}
-        """How many taken paths lie below each folder."""
+        """How many of those folders are, or lie below, each folder."""
         self._fresh = 0
         """The lowest number that was never used; of those below, the unused are returned."""
         self._returned: list[int] = []
@@ -150,8 +152,11 @@ class GuestPaths:
             self._use(number)
         key = self._key(path)
         self._taken[key] = number
-        for folder in _folders(key, _SEPARATORS[self._os_type]):
-            self._above[folder] = self._above.get(folder, 0) + 1
+        folders = _folders(key, _SEPARATORS[self._os_type])
+        self._within[folders] = self._within.get(folders, 0) + 1
+        if self._within[folders] == 1:
+            for folder in folders:
+                self._above[folder] = self._above.get(folder, 0) + 1
 
     def give_back(self, path: str) -> None:
         """The path is free again."""
@@ -159,7 +164,12 @@ class GuestPaths:
         number = self._taken.pop(key)
         if number is not None:
             heapq.heappush(self._returned, number)
-        for folder in _folders(key, _SEPARATORS[self._os_type]):
+        folders = _folders(key, _SEPARATORS[self._os_type])
+        self._within[folders] -= 1
+        if self._within[folders]:
+            return
+        del self._within[folders]
+        for folder in folders:
             self._above[folder] -= 1
             if not self._above[folder]:
                 del self._above[folder]

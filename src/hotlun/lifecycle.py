@@ -105,11 +105,12 @@ def begin(disk: DiskState, step: Step) -> None:
             disk.closing = True
         if isinstance(thing, MountState) and thing.is_due:
             thing.is_due = not (disk.closing or all(h.is_releasing for h in thing.handles))
-        whole = disk.closing
-        if not whole:
+        if not disk.closing:
             drivers = [handle for handle in drivers if handle.mount is thing]
-        # Without any of them it is taken for those who wait.
-        disk.drivers = tuple(drivers or [w for w in disk.waiters if whole or w.thing is thing])
+        if drivers:
+            disk.drivers = tuple(drivers)
+        else:  # it is taken for those who wait
+            disk.drivers = tuple(w for w in disk.waiters if disk.closing or w.thing is thing)
 
 
 def done(disk: DiskState, step: Step) -> None:
@@ -118,22 +119,29 @@ def done(disk: DiskState, step: Step) -> None:
     disk.current = None
     thing.fact = TABLE[thing.kind][thing.fact][action].done
     thing.reason = ""
-    if action is Action.REVOKE and isinstance(thing, GrantState):
-        del disk.grants[thing.vm_id]
-    elif action is Action.DETACH:
-        disk.vacated = True
-    elif action is Action.MOUNT and isinstance(thing, MountState):
-        thing.is_due = False
-    elif action is Action.UNMOUNT and isinstance(thing, MountState):
-        if thing.is_due:
-            thing.closing = False
-            return
-        for handle in list(thing.handles):
-            del thing.handles[handle]
-            handle.mount = None
-            if len(disk.handles) > 1:
-                complete(handle)
-        forget_mount(disk, thing)
+    if thing is disk:
+        if action is Action.DETACH:
+            disk.vacated = True
+    elif isinstance(thing, GrantState):
+        if action is Action.REVOKE:
+            del disk.grants[thing.vm_id]
+    elif isinstance(thing, MountState):
+        if action is Action.MOUNT:
+            thing.is_due = False
+        else:
+            _unmounted(disk, thing)
+
+
+def _unmounted(disk: DiskState, mount: MountState) -> None:
+    if mount.is_due:
+        mount.closing = False
+        return
+    for handle in tuple(mount.handles):
+        del mount.handles[handle]
+        handle.mount = None
+        if len(disk.handles) > 1:
+            complete(handle)
+    forget_mount(disk, mount)
 
 
 def called_off(disk: DiskState) -> None:

@@ -128,7 +128,7 @@ class Manager:
             guest,
             settle=self._tables.settle,
             relocate=self._tables.relocate,
-            record=self._recorder.write,
+            record=self._recorder.write if self._survives else None,
             rested=self._rested,
         )
         self._callers = Callers(self._tables, self._worker, self._check_ours)

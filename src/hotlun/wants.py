@@ -286,41 +286,60 @@ def halt(disk: DiskState) -> None:
 
 def settle(disk: DiskState) -> None:
     """Answer everyone who can be answered by the facts as they are."""
+    if is_on_its_way(disk):
+        return
     if disk.active:
         _settle_handles(disk)
-    for mount in tuple(disk.mounts.values()):
-        if mount.fact is not Fact.NO or mount.handles:
-            continue
-        if disk.current is None or disk.current.thing is not mount:
-            forget_mount(disk, mount)
+    if disk.mounts:
+        _settle_mounts(disk)
     if disk.current is None:
-        if disk.closing and is_unharmed(disk) and not has_driver(disk):
+        if disk.fact is Fact.NO:
+            _settle_detached(disk)
+        elif disk.closing and is_unharmed(disk) and not has_driver(disk):
             disk.closing = False
-        if disk.fact is Fact.NO and not disk.handles:  # nothing is left to do but revokes
-            disk.closing = disk.vacated = True
-        disk.is_gone = (
-            disk.fact is Fact.NO and not disk.grants and (disk.closing or not disk.handles)
-        )
-    if disk.is_gone:
-        disk.vacated = True
-        for handle in list(disk.handles):
-            complete(handle)
     if disk.failures:
         disk.failures = [f for f in disk.failures if not _answer_failure(disk, f)]
     if disk.waiters:
         disk.waiters = [w for w in disk.waiters if not _answer_waiter(disk, w)]
 
 
+def is_on_its_way(disk: DiskState) -> bool:
+    """At a glance: what there is of a disk is one caller's, whose answer takes more steps."""
+    if not len(disk.active) == len(disk.handles) == 1 or disk.waiters or disk.failures:
+        return False
+    (handle,) = disk.active
+    thing = handle.mount or disk
+    if len(disk.mounts) > (thing is not disk) or handle.answer.done():
+        return False
+    return thing.fact is not (Fact.NO if handle.is_live else Fact.YES)
+
+
+def _settle_mounts(disk: DiskState) -> None:
+    """Forget those that are not there, and that nobody is after."""
+    for mount in tuple(disk.mounts.values()):
+        if mount.fact is not Fact.NO or mount.handles:
+            continue
+        if disk.current is None or disk.current.thing is not mount:
+            forget_mount(disk, mount)
+
+
+def _settle_detached(disk: DiskState) -> None:
+    if not disk.handles:  # nothing is left to do but revokes
+        disk.closing = disk.vacated = True
+    if disk.closing and not disk.grants:
+        disk.is_gone = disk.vacated = True
+        for handle in tuple(disk.handles):
+            complete(handle)
+
+
 def _settle_handles(disk: DiskState) -> None:
-    waiting = []
     for handle in tuple(disk.active):
-        if not handle.answer.done():
-            waiting.append(handle)
-        elif handle.is_live:  # its caller was cancelled, or had an error
-            del disk.active[handle]
-        else:
-            drop(handle)
-    for handle in waiting:
+        if handle.answer.done():  # its caller was cancelled, or had an error
+            if handle.is_live:
+                del disk.active[handle]
+            else:
+                drop(handle)
+    for handle in tuple(disk.active):
         mount = handle.mount
         if not handle.is_live:
             if (

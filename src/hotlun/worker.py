@@ -35,7 +35,7 @@ class Worker:
         relocate: finds another slot for a disk whose slot turned out taken;
             raises `NoAvailableLocationError` when there is none.
         record: is told of each step before it is taken, and of how the one before went;
-            raises `JournalError` if the step must not be taken.
+            raises `JournalError` if the step must not be taken. None: it is told of none.
         rested: no step is to be taken for the disk for now.
     """
 
@@ -46,7 +46,7 @@ class Worker:
         *,
         settle: Callable[[DiskState], None],
         relocate: Callable[[DiskState, SlotTakenError], None],
-        record: Callable[[DiskState], None],
+        record: Callable[[DiskState], None] | None,
         rested: Callable[[DiskState], None],
     ) -> None:
         self._host = host
@@ -103,11 +103,12 @@ class Worker:
         if is_told:
             _tell(disk, step, "begins")
         try:
-            if step.action is Action.GRANT and isinstance(step.thing, GrantState):
+            if isinstance(step.thing, GrantState) and step.action is Action.GRANT:
                 plan = base.plan_grant(self._host, disk.attachment.disk, step.thing.vm_id)
                 step.thing.plan = plan or step.thing.plan
                 step.thing.since = step.thing.since or time.time_ns()
-            self._record(disk)
+            if self._record is not None:
+                self._record(disk)
             await self._call(disk, step)
         except SlotTakenError as error:
             self._move(disk, step, error)
@@ -151,14 +152,14 @@ class Worker:
                 mount = GuestMount(attachment, thing.path, thing.config, identity)
                 return self._guest.mount(mount)
             return self._guest.unmount(GuestMount(attachment, thing.path, thing.config))
-        if isinstance(thing, GrantState):
-            grants = action is Action.GRANT
-            change = self._host.grant_access if grants else self._host.revoke_access
-            return change(attachment.disk, thing.vm_id)
         if action is Action.ATTACH:
             return self._host.attach(attachment)
         if action is Action.UNPLUG:
             return self._guest.unplug(attachment)
+        if isinstance(thing, GrantState):
+            grants = action is Action.GRANT
+            change = self._host.grant_access if grants else self._host.revoke_access
+            return change(attachment.disk, thing.vm_id)
         return self._host.detach(attachment)
 
 
