@@ -11,13 +11,13 @@ import json
 import platform
 import statistics
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 
     Cell = str | float | int | None
-    Measure = Callable[[argparse.Namespace], Awaitable["Report"]]
+    Measure = Callable[[argparse.Namespace], Coroutine[Any, Any, "Report"]]
 
 
 @dataclass
