@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the agent takes in a real VM, beside the bare calls and programs that do the same.
 
-    .venv/bin/python benchmarks/guest.py [--json] [--rounds N] [--only NAME]
+    .venv/bin/python benchmarks/guest.py [--json] [--runs N] [--only NAME]
 
 All are timed in the guest, by `in_guest.py`, in turns on the same disks; medians:
 
@@ -17,16 +17,16 @@ Beside "encrypted xfs" are the steps of the original agent, which are cryptsetup
 
 from __future__ import annotations
 
-import argparse
-import asyncio
 import json
 import re
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from reporting import Report, arguments, run
 
 from hotlun import (
     Attachment,
@@ -44,10 +44,13 @@ from hotlun.backends import requests
 from hotlun.vm import Machine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    import argparse
+    from collections.abc import Iterable, Iterator
 
 MANY, SOME, FEW = 31, 11, 5
 """Rounds, by how long one takes."""
+OTHERS = {"calls": "the same calls", "bare": "the bare ones"}
+"""What the agent is compared with, and what it is called."""
 MIB = 1 << 20
 
 DISKS = {
@@ -230,61 +233,61 @@ class Bench:
         return GuestMount(attachment, "/run/benchmark/agent", config, identity)
 
 
-async def measure(rounds: int | None, only: Sequence[str] | None) -> dict[str, dict[str, float]]:
-    """Medians in milliseconds, by what was done.
-
-    Args:
-        only: names of rows; None for all there are.
-    """
+async def measure(chosen: argparse.Namespace) -> Report:
+    """Medians in milliseconds, by what was done."""
     with tempfile.TemporaryDirectory() as directory:
         async with Machine.start() as vm:
             bench = Bench(vm, directory)
             plan = jobs(await bench.attach())
-            if only is not None:
-                plan = [job for job in plan if job.done in only]
-            if rounds is not None:
-                plan = [Job(**{**vars(job), "rounds": rounds}) for job in plan]
+            if chosen.only:
+                plan = [job for job in plan if job.done in chosen.only]
+            if chosen.runs:
+                plan = [replace(job, rounds=chosen.runs) for job in plan]
             samples = await bench.measure(plan)
             there_and_back = [await bench.round_trip() for _ in range(MANY)]
-    rows = dict(row for job in plan for row in _rows(job, samples[job.done]))
-    rows["no-op"] = {"agent_ms": _median(sample for sample, _ in samples["nothing"]["agent"])}
-    rows["no-op, from the host"] = {"agent_ms": _median(there_and_back)}
-    return rows
+    report = Report()
+    table = report.table(
+        "in the guest", "operation", "agent ms", "calls ms", "to calls", "bare ms", "to bare"
+    )
+    for job in plan:
+        for name, ms in _rows(job, samples[job.done]):
+            row: list[float | None] = []
+            for side, what in OTHERS.items():
+                ratio = ms["agent"] / ms[side] if side in ms else None
+                row += (ms.get(side), ratio)
+                if ratio is not None:
+                    report.ratios[f"{name}, to {what}"] = round(ratio, 3)
+            table.rows.append((name, ms["agent"], *row))
+    nothing = _median(sample for sample, _ in samples["nothing"]["agent"])
+    for name, only in (("no-op", nothing), ("no-op, from the host", _median(there_and_back))):
+        table.rows.append((name, only, *[None] * 4))
+    return report
 
 
 def _rows(job: Job, samples: dict[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
+    """Of what is done and of what is undone: milliseconds, by the side."""
     for index, name in enumerate((job.done, job.undone)):
         if name:
-            row = {
-                f"{side}_ms": _median(sample[index] for sample in rounds)
-                for side, rounds in samples.items()
-                if rounds
-            }
-            for side in ("calls", "bare"):
-                if samples[side]:
-                    row[f"to_{side}"] = round(row["agent_ms"] / row[f"{side}_ms"], 3)
-            yield name, row
+            yield (
+                name,
+                {
+                    side: _median(sample[index] for sample in rounds)
+                    for side, rounds in samples.items()
+                    if rounds
+                },
+            )
 
 
 def _median(seconds: Iterable[float]) -> float:
     """In milliseconds."""
-    return round(1e3 * statistics.median(seconds), 2)
+    return 1e3 * statistics.median(seconds)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The agent's operations beside the bare ones.")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--rounds", type=int, help="of each, in place of 31, 11 or 5")
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--runs", type=int, help="of each, in place of 31, 11 or 5")
     parser.add_argument("--only", action="append", metavar="NAME", help="a row; can be repeated")
-    chosen = parser.parse_args()
-    rows = asyncio.run(measure(chosen.rounds, chosen.only))
-    if chosen.json:
-        print(json.dumps(rows))
-        return
-    columns = ("agent_ms", "calls_ms", "to_calls", "bare_ms", "to_bare")
-    print(f"{'in the guest':<24}", *(f"{column.replace('_', ' '):>9}" for column in columns))
-    for name, row in rows.items():
-        print(f"{name:<24}", *(f"{row.get(column, ''):>9}" for column in columns))
+    run(__doc__ or "", measure, parser)
 
 
 if __name__ == "__main__":
