@@ -11,18 +11,24 @@ import math
 import os
 import platform
 import re
-import shutil
 import struct
 import subprocess
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from reporting import Report, Table, Target
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from hotlun.vm.process import QEMU
+
+BENCHMARKS = (
+    "manager", "attach", "versus_libvirt", "bridge", "scale", "start", "guest", "probe",
+)  # fmt: skip
+"""All that there are, in the order in which they are run and spoken of."""
+
+ROW = re.compile(r'\[\n((?: *(?:"[^\n]*"|[^\n"\[\]{}]+),?\n)+) *\]')
+"""A list of nothing but strings and numbers, as json indents it."""
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -59,13 +65,15 @@ class Result:
     def to_json(self) -> str:
         machine = {name: fact for name, fact in self.machine.items() if name != "python"}
         found = {"python": self.machine["python"], "machine": machine, **asdict(self.report)}
-        return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+        lines = json.dumps(found, indent=1, ensure_ascii=False)
+        return ROW.sub(_in_a_line, lines) + "\n"
 
     def measured_on(self) -> str:
         """The machine in a line."""
-        facts = dict(self.machine)
-        date = facts.pop("date", "")
-        return ", ".join(filter(None, [f"{date}", *(f"{k} {v}" for k, v in facts.items())]))
+        others = dict(self.machine)
+        date, cpus, python = (others.pop(name, "") for name in ("date", "cpus", "python"))
+        software = [f"{name} {version}" for name, version in others.items()]
+        return ", ".join([f"{date} on {cpus} CPUs", f"Python {python}", *software])
 
 
 def path_of(name: str, folder: Path = RESULTS) -> Path:
@@ -78,11 +86,6 @@ def load(name: str, folder: Path = RESULTS) -> Result | None:
     return Result.from_json(path.read_text()) if path.exists() else None
 
 
-def names(folder: Path = RESULTS) -> Iterable[str]:
-    """The benchmarks that something was saved of."""
-    return sorted(path.stem for path in folder.glob("*.json"))
-
-
 def machine_facts(kernel: str, accelerator: str) -> dict[str, str | int]:
     """What figures depend on, by name.
 
@@ -90,15 +93,15 @@ def machine_facts(kernel: str, accelerator: str) -> dict[str, str | int]:
         kernel: path of the guest's.
         accelerator: QEMU's.
     """
-    facts: dict[str, str | int] = {
+    said = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=True).stdout
+    version, _, _ = said.removeprefix("QEMU emulator version ").partition(" ")
+    return {
         "date": datetime.now(UTC).date().isoformat(),
         "cpus": len(os.sched_getaffinity(0)),
-        "Linux": _number(platform.release()),
-        "QEMU": _qemu_version(),
-        "accelerator": accelerator,
-        "guest's Linux": _number(kernel_version(kernel)),
+        "Linux": kernel_number(f"{platform.release()} {platform.version()}"),
+        "QEMU": f"{version.strip()} ({accelerator})",
+        "Linux in the guest": kernel_number(kernel_version(kernel)),
     }
-    return {name: fact for name, fact in facts.items() if fact}
 
 
 def kernel_version(path: str) -> str:
@@ -108,15 +111,12 @@ def kernel_version(path: str) -> str:
     return data[offset + 0x200 :].split(b"\0", 1)[0].decode()
 
 
-def _qemu_version() -> str:
-    qemu = shutil.which("qemu-system-x86_64")
-    if qemu is None:
-        return ""
-    said = subprocess.run([qemu, "--version"], capture_output=True, text=True, check=True).stdout
-    return _number(said)
+def kernel_number(version: str) -> str:
+    """Without what its builders call it; Debian's have that of their interface first."""
+    found = re.search(r"Debian ([\d.]+)", version) or re.match(r"([\d.]+)", version)
+    return found[1] if found else version
 
 
-def _number(version: str) -> str:
-    """The number in it: what stands around it names builds of somebody's."""
-    found = re.search(r"\d+(\.\d+)+", version)
-    return found[0] if found else ""
+def _in_a_line(row: re.Match[str]) -> str:
+    cells = " ".join(line.strip() for line in row[1].splitlines())
+    return f"[{cells}]"

@@ -11,7 +11,7 @@ import guard
 import pytest
 import saved
 from guard import Noisy
-from reporting import Report
+from reporting import Report, Table
 from saved import Result
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def test_a_result_that_was_saved_is_the_one_that_is_read(tmp_path: Path) -> None
     assert again is not None
     assert str(again.report) == str(report)
     assert again.to_json() == result.to_json()
-    assert again.measured_on() == "2020-02-02, python 3.11.2, cpus 2"
+    assert again.measured_on() == "2020-02-02 on 2 CPUs, Python 3.11.2"
     assert saved.load("other", tmp_path) is None
 
 
@@ -89,6 +89,46 @@ def test_what_nothing_can_be_compared_with_is_no_ratio(ratio: float) -> None:
     text = Result(Report(ratios={"a": ratio}), {"python": "3.11.2"}).to_json()
     with pytest.raises(ValueError, match=r"a: .* is no ratio"):
         Result.from_json(text)
+
+
+def test_every_benchmark_is_run() -> None:
+    """Whatever hands a report to the common command line is one of those that are listed."""
+    texts = {path.stem: path.read_text() for path in BENCHMARKS.glob("*.py")}
+    assert {name for name, text in texts.items() if "run(__doc__" in text} <= set(saved.BENCHMARKS)
+
+
+def test_exceptions_of_the_guard_are_ratios_that_there_are() -> None:
+    """A tolerance of its own is not kept for a ratio that nobody measures any more."""
+    for name, noisy in guard.NOISY.items():
+        kept = saved.load(name)
+        assert kept is not None
+        assert noisy.keys() <= kept.report.ratios.keys()
+
+
+def test_a_row_of_what_is_saved_is_a_line() -> None:
+    """So that a change of figures can be read; what is written in a cell stays as it is."""
+    report = Report()
+    report.table("[ a ]", "disks", "what").rows.append((1, "[  b ]"))
+    text = Result(report, {"python": "3.11.2"}).to_json()
+    assert '\n    [1, "[  b ]"]\n' in text
+    assert Result.from_json(text).report == Report(
+        [Table("[ a ]", ["disks", "what"], [[1, "[  b ]"]])]
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "number"),
+    [
+        ("6.1.0-56-cloud-amd64 (x) #1 SMP Debian 6.1.192-2 (2020-01-01)", "6.1.192"),
+        ("6.8.0-45-generic #45~22.04.1-Ubuntu SMP", "6.8.0"),
+    ],
+)
+def test_a_kernel_is_named_by_its_number(tmp_path: Path, version: str, number: str) -> None:
+    """Without what its builders add; it stands where the header of a bzImage says."""
+    kernel = tmp_path / "vmlinuz"
+    kernel.write_bytes(bytes(0x20E) + b"\x10\x01" + bytes(0x100) + version.encode() + b"\0more")
+    assert saved.kernel_version(str(kernel)) == version
+    assert saved.kernel_number(version) == number
 
 
 def test_benchmarks_that_there_are_not_are_named() -> None:
