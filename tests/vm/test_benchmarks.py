@@ -1,14 +1,16 @@
-"""The benchmark of the guest's side runs, and has a figure for all that it says it measures."""
+"""The benchmarks that need a VM run, and have a figure for all that they say they measure."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 from saved import Result
 
-GUEST = Path(__file__).parent.parent.parent / "benchmarks/guest.py"
+BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
+GUEST, START = BENCHMARKS / "guest.py", BENCHMARKS / "start.py"
 
 
 def test_operations_have_their_figures() -> None:
@@ -33,3 +35,20 @@ def test_operations_have_their_figures() -> None:
     assert there["verity"] == {"agent ms", "bare ms", "to bare"}
     assert there["no-op"] == {"agent ms"}
     assert {f"{name}, to the same calls" for name in ("mount ext4", "unplug")} < set(report.ratios)
+
+
+def test_starts_have_their_figures() -> None:
+    """Each once, on the host and in the guest, beside its floor."""
+    done = subprocess.run(
+        [sys.executable, START, "--runs", "1", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert len(report["targets"]) == 3
+    assert all(ratio > 0 for ratio in report["ratios"].values())
+    host, guest = report["tables"]
+    assert [row[0] for row in host["rows"]][-1] == "hotlun --help"
+    assert [row[0] for row in guest["rows"]] == ["python3 -I -c ''", "agent, until it answers"]
