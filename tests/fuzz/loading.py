@@ -23,8 +23,8 @@ _AGENT = "hotlun.agent"
 _HARMLESS = frozenset(
     (
         *("__future__", "base64", "binascii", "collections", "contextlib", "enum", "errno"),
-        *("functools", "hashlib", "json", "logging", "mmap", "platform", "queue", "re", "signal"),
-        *("stat", "string", "struct", "typing", "itertools", "hmac", "dataclasses"),
+        *("functools", "hashlib", "json", "logging", "mmap", "queue", "re", "signal"),
+        *("stat", "string", "struct", "typing", "itertools", "hmac"),
     )
 )
 _REAL_THREADS = frozenset(f"{_AGENT}.{name}" for name in ("lanes", "server", "places"))

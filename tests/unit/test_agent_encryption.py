@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -124,7 +125,7 @@ class TestUnwritten:
 class TestKeyring:
     def test_an_unknown_machine_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Before anything random is drawn."""
-        monkeypatch.setattr("platform.machine", lambda: "vax")
+        monkeypatch.setattr("os.uname", lambda: SimpleNamespace(machine="vax"))
         with (
             pytest.raises(RequestError, match="vax"),
             keyring.random_key(32, "test"),

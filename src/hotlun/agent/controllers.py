@@ -27,9 +27,7 @@ VMBUS_GUIDS = (
 )
 """hcsshim's `ScsiControllerGuids`: version-5 UUIDs of "0" to "3"."""
 
-_HOST = re.compile(r"host(\d+)")
-_VIRTIO = re.compile(r"virtio\d+")
-_PCI = re.compile(r"([0-9a-f]{4,}):([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])")
+_PCI = r"([0-9a-f]{4,}):([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])"
 
 
 class NoControllerError(RequestError):
@@ -64,7 +62,8 @@ def scsi_host(kernel: Kernel, controller: int) -> int:
 
 def _virtio_controllers(kernel: Kernel) -> list[str]:
     driver = os.path.join(kernel.sys, "bus/virtio/drivers/virtio_scsi")
-    paths = [os.path.join(driver, name) for name in kernel.names(driver) if _VIRTIO.fullmatch(name)]
+    names = [name for name in kernel.names(driver) if _number(name, "virtio") is not None]
+    paths = [os.path.join(driver, name) for name in names]
     return _in_order(tuple((path, os.stat(path, follow_symlinks=False).st_ino) for path in paths))
 
 
@@ -83,7 +82,7 @@ def _bus_address(device: str) -> tuple[list[int], int]:
     """Order by the PCI address of the device itself; without one, by its number."""
     _, parent, name = device.rsplit("/", 2)
     number = int(name[len("virtio") :])
-    address = _PCI.fullmatch(parent)
+    address = re.fullmatch(_PCI, parent)
     if address is None:
         return [1 << 32], number
     return [int(part, 16) for part in address.groups()], number
@@ -91,7 +90,13 @@ def _bus_address(device: str) -> tuple[list[int], int]:
 
 def _host_below(kernel: Kernel, device: str) -> int | None:
     for name in kernel.names(device):
-        host = _HOST.fullmatch(name)
-        if host:
-            return int(host[1])
+        number = _number(name, "host")
+        if number is not None:
+            return number
     return None
+
+
+def _number(name: str, kind: str) -> int | None:
+    """Of the device that has this name; None for what is of another kind."""
+    digits = name[len(kind) :]
+    return int(digits) if name.startswith(kind) and digits.isdecimal() else None

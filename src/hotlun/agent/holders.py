@@ -30,7 +30,7 @@ _PATIENCE = 1.0
 _MOST_MAPPED = 1 << 20
 """Bytes to read of what a process has mapped: some ten thousand mappings."""
 
-_MAPPING = re.compile(r"^\S+ \S+ \S+ ([0-9a-f]+):([0-9a-f]+) \d+ +(/.*)$", re.MULTILINE)
+_MAPPING = r"(?m)^\S+ \S+ \S+ ([0-9a-f]+):([0-9a-f]+) \d+ +(/.*)$"
 """A line of /proc/<pid>/maps (proc(5)): a device, in hexadecimal, and a file on it."""
 
 
@@ -228,7 +228,7 @@ def _use(
     except OSError as error:
         check_absent(error)
         return None
-    for major, minor, path in _MAPPING.findall(maps):
+    for major, minor, path in re.findall(_MAPPING, maps):
         number = f"{int(major, 16)}:{int(minor, 16)}"
         # btrfs has numbers of its own, for its mounts and for its files.
         if _is_on(mount, path) and (number == mount.number or number.startswith("0:")):

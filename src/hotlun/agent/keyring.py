@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import platform
 from typing import TYPE_CHECKING
 
 from hotlun.agent.errors import RequestError
@@ -45,9 +44,10 @@ def random_key(size: int, name: str) -> Iterator[str]:
     Raises:
         RequestError: the kernel does not take it.
     """
-    numbers = _NUMBERS.get(platform.machine())
+    machine = os.uname().machine
+    numbers = _NUMBERS.get(machine)
     if numbers is None:
-        raise RequestError(f"no way to hand a key to the kernel of a {platform.machine()} is known")
+        raise RequestError(f"no way to hand a key to the kernel of a {machine} is known")
     add_key, keyctl = map(ctypes.c_long, numbers)
     description = f"hotlun:{name}"
     secret = bytearray(size)

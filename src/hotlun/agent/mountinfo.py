@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from hotlun.agent.kernel import Kernel
 
-_ESCAPE = re.compile(r"\\([0-7]{3})")
+_ESCAPE = r"\\([0-7]{3})"
 
 
 class Mount(NamedTuple):
@@ -103,4 +103,4 @@ def parse(text: str, containing: str = "", *, at_start: bool = False) -> Iterato
 
 
 def _unescape(text: str) -> str:
-    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)
+    return re.sub(_ESCAPE, lambda match: chr(int(match[1], 8)), text) if "\\" in text else text

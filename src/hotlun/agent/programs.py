@@ -16,8 +16,6 @@ import logging
 import os
 import re
 import selectors
-import signal
-import subprocess
 import threading
 import time
 from typing import IO, TYPE_CHECKING
@@ -27,6 +25,7 @@ from hotlun.agent.errors import RequestError, words
 from hotlun.bridge.messages import HResult, printable
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Sequence
 
 TIMEOUT = 240.0
@@ -43,7 +42,7 @@ _WORDS_KEPT = 1024
 _INPUT_MOST = 1 << 12
 """Bytes that any pipe takes at once, read or not."""
 
-_USAGE = re.compile(r"^usage:", re.IGNORECASE | re.MULTILINE)
+_USAGE = r"(?im)^usage:"
 
 _log = logging.getLogger("hotlun.agent")
 
@@ -93,6 +92,8 @@ def run(
     """
     if len(input) > _INPUT_MOST:
         raise ValueError(f"{len(input)} bytes of input are more than {_INPUT_MOST}")
+    import subprocess  # here, as the agent is to serve before it runs anything
+
     name = os.path.basename(command[0])
     try:
         with orphans.marked(node) if node else contextlib.nullcontext(()) as inherited:
@@ -135,6 +136,8 @@ def _read(pipe: IO[bytes], end: float) -> bytes:
 
 def _wait(process: subprocess.Popen[bytes], end: float) -> int | None:
     """The exit status, None if it does not end in time."""
+    import subprocess
+
     try:
         return process.wait(max(0.0, end - time.monotonic()))
     except subprocess.TimeoutExpired:
@@ -145,6 +148,8 @@ def _killed(
     device: object, name: str, process: subprocess.Popen[bytes], timeout: float
 ) -> RequestError:
     """Kill it and say so."""
+    import signal
+
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     if _wait(process, time.monotonic() + _DYING) is not None:
@@ -161,5 +166,5 @@ def _killed(
 
 def _reason(output: bytes) -> str:
     text = output.decode("utf-8", "replace")
-    usage = _USAGE.search(text)
+    usage = re.search(_USAGE, text)
     return printable(text[: usage.start()] if usage else text, _WORDS_KEPT) or "no words"

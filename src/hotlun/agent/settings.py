@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _BYTE, _WORD, _LONG = 0xFF, 0xFFFFFFFF, (1 << 64) - 1
 _PATH_MAX = 4095
 _KEY_MAX = 4096
-_ROOT_HASH = re.compile(r"(?:[0-9a-f]{2}){16,64}")
+_ROOT_HASH = r"(?:[0-9a-f]{2}){16,64}"
 _SECTOR = 512
 
 
@@ -78,7 +78,7 @@ class Verity(NamedTuple):
         """
         root_hash = fields.string("RootHash").lower()
         offset = fields.integer("HashOffset", maximum=(1 << 62))
-        if not _ROOT_HASH.fullmatch(root_hash) or offset % _SECTOR:
+        if not re.fullmatch(_ROOT_HASH, root_hash) or offset % _SECTOR:
             raise RequestError(
                 "Verity needs a RootHash of 32 to 128 hexadecimal digits and a HashOffset in "
                 f"whole sectors of {_SECTOR} bytes",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _HEADER = struct.Struct("<8sII16s32sIIQH6x256s")
 """Signature, version, hash type, uuid, algorithm, block sizes, data blocks, salt's size, salt."""
 _SIGNATURE = b"verity\0\0"
-_ALGORITHM = re.compile(rb"[a-z0-9][a-z0-9-]*")
+_ALGORITHM = rb"[a-z0-9][a-z0-9-]*"
 _TABLE_WORDS = 10
 _HEAD = 2048
 """Bytes from the start that tell how long a filesystem is."""
@@ -105,7 +105,7 @@ def _header(device: BlockDevice, offset: int) -> _Header:
     known = (
         version == 1
         and kind in (0, 1)
-        and _ALGORITHM.fullmatch(algorithm)
+        and re.fullmatch(_ALGORITHM, algorithm)
         and all(_is_block_size(block) for block in (data_block, hash_block))
         and 0 < blocks < 1 << 48
         and size <= len(salt)

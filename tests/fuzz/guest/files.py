@@ -107,6 +107,9 @@ class Files:
     def getpid(self) -> int:
         return 77
 
+    def uname(self) -> SimpleNamespace:
+        return SimpleNamespace(machine="x86_64")
+
     def getrandom(self, size: int) -> bytes:
         self._step("getrandom")
         return bytes(range(1, size + 1))
