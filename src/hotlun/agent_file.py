@@ -22,13 +22,7 @@ if TYPE_CHECKING:
     import os
 
 _SHEBANG = b"#!/usr/bin/env python3\n"
-_MAIN = """\
-import sys
-
-from hotlun.agent.__main__ import main
-
-sys.exit(main())
-"""
+_MAIN = "zipped.py"
 _HOST_ONLY = frozenset(
     {
         "accepting.py",
@@ -69,12 +63,13 @@ def build_agent(target: str | os.PathLike[str]) -> Path:
 
 
 def _sources() -> dict[str, str]:
-    sources = {"__main__.py": _MAIN, "hotlun/__init__.py": ""}
+    sources = {"hotlun/__init__.py": ""}
     package = Path(__file__).parent
     for part in ("agent", "bridge"):
         for path in (package / part).glob("*.py"):
             if path.name not in _HOST_ONLY:
-                sources[f"hotlun/{part}/{path.name}"] = path.read_text(encoding="utf-8")
+                name = "__main__.py" if path.name == _MAIN else f"hotlun/{part}/{path.name}"
+                sources[name] = path.read_text(encoding="utf-8")
     return sources
 
 

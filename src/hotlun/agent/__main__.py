@@ -59,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hotlun-agent",
         description="Mounts, unmounts and unplugs the disks of this VM, as its host asks.",
+        # Left to itself it asks shutil for the width, which imports three ways to compress.
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=80),
     )
     how = parser.add_mutually_exclusive_group(required=True)
     how.add_argument(
