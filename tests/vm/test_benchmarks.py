@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
+from support.benchmarks import reported
 
-from saved import Result
 
-BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
-GUEST, START = BENCHMARKS / "guest.py", BENCHMARKS / "start.py"
+def test_disks_at_once_have_their_floor() -> None:
+    """In one round: two disks are mounted and released, by a Manager and by the bare calls."""
+    report = reported("attach", "--disks", "2", "--runs", "1")
+    assert report.ratios.keys() == {"attach + mount, 2 at once", "release, 2 at once"}
+    for table in report.tables:
+        (row,) = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
+        assert row["disks"] == 2
+        assert all(isinstance(cell, (int, float)) and cell > 0 for cell in row.values())
 
 
 def test_operations_have_their_figures() -> None:
     """In one round, a median each: the agent's, and of what it is compared with."""
     some = [word for name in ("mount ext4", "unplug", "verity") for word in ("--only", name)]
-    done = subprocess.run(
-        [sys.executable, GUEST, "--runs", "1", "--json", *some],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    report = Result.from_json(done.stdout).report
+    report = reported("guest", "--runs", "1", *some)
     (table,) = report.tables
     figures = {
         str(name): dict(zip(table.columns[1:], row, strict=True)) for name, *row in table.rows
@@ -39,16 +34,17 @@ def test_operations_have_their_figures() -> None:
 
 def test_starts_have_their_figures() -> None:
     """Each once, on the host and in the guest, beside its floor."""
-    done = subprocess.run(
-        [sys.executable, START, "--runs", "1", "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert len(report["targets"]) == 3
-    assert all(ratio > 0 for ratio in report["ratios"].values())
-    host, guest = report["tables"]
-    assert [row[0] for row in host["rows"]][-1] == "hotlun --help"
-    assert [row[0] for row in guest["rows"]] == ["python3 -I -c ''", "agent, until it answers"]
+    report = reported("start", "--runs", "1")
+    assert len(report.targets) == 3
+    assert all(ratio > 0 for ratio in report.ratios.values())
+    host, guest = report.tables
+    assert [row[0] for row in host.rows][-1] == "hotlun --help"
+    assert [row[0] for row in guest.rows] == ["python3 -I -c ''", "agent, until it answers"]
+
+
+def test_costs_have_an_exponent_on_a_vm() -> None:
+    """In one round: the disks that are attached to a VM make a line, one VM alone makes none."""
+    report = reported("scale", "--runs", "1", "--vms", "1", "--most", "4")
+    *_, one, disks = report.tables
+    assert [row[0] for row in one.rows] == ["1"]
+    assert [row[0] for row in disks.rows] == ["1", "4", "exponent"]
