@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from hotlun.agent.kernel import Kernel
+    from hotlun.agent.openers import Openers
     from hotlun.agent.scsi import BlockDevice
     from hotlun.agent.uevents import Deadline, Uevents
 
@@ -88,7 +89,7 @@ def claimed(
 
 
 def wait_for_processes(
-    kernel: Kernel, uevents: Uevents, disk: BlockDevice, deadline: Deadline
+    openers: Openers, uevents: Uevents, disk: BlockDevice, deadline: Deadline
 ) -> None:
     """Return when no process has the disk or a partition of it open, which a claim allows.
 
@@ -101,7 +102,7 @@ def wait_for_processes(
     users: list[str] = []
 
     def look() -> bool | None:
-        users[:] = holders.openers(kernel, disk.sysfs)
+        users[:] = openers.of(disk.sysfs)
         return None if users else True
 
     if not uevents.wait_until(look, disk.name, deadline, look_again=_LOOK_AT_PROCESSES_AGAIN):

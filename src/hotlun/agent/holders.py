@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from hotlun.agent import mountinfo, partitions
 from hotlun.agent.kernel import check_absent
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
     from hotlun.agent.kernel import Kernel
     from hotlun.agent.mountinfo import Mount
+
+    OpenNodes = tuple[list[tuple[str, str, str]], bool]
+    """Each node by its device's number (`8:1`), the process's directory, and the path that it
+    was opened by; and whether there was time to look at every process."""
+
+_Found = TypeVar("_Found")
 
 _ENOUGH = 5
 """How many to name."""
@@ -54,25 +60,37 @@ def loops(kernel: Kernel, disk: str) -> list[str]:
     return [f"{names[file]} is part of {loop}" for loop, file in _loops(kernel) if file in names]
 
 
-def openers(kernel: Kernel, disk: str) -> list[str]:
-    """The processes, less our own, that have a disk's or a partition's node open, in words."""
-    return _named(_openers(kernel, disk))
+def openers(kernel: Kernel, disk: str, nodes: OpenNodes | None = None) -> list[str]:
+    """The processes, less our own, that have a disk's or a partition's node open, in words.
+
+    Args:
+        nodes: what they have open; None to have a look.
+    """
+    return _named(_openers(kernel, disk, nodes))
 
 
-def _openers(kernel: Kernel, disk: str) -> list[str]:
-    numbers = {_number(kernel, part) for part in _parts(kernel, disk)} - {""}
+def open_nodes(kernel: Kernel) -> OpenNodes:
+    """Which processes, less our own, have nodes of which block devices open."""
     dev = f"{kernel.dev}/"
 
-    def look(process: str, end: float) -> Iterator[str]:
+    def look(process: str, end: float) -> Iterator[tuple[str, str, str]]:
         if os.path.basename(process) == str(os.getpid()):
             return
         for descriptor, path in _descriptors(kernel, process, end):
-            in_dev = path.startswith(dev)  # a container's, too
-            if in_dev and _number_of_node(descriptor) in numbers:
-                yield f"process {kernel.command(process)} has {path} open"
-                return
+            if path.startswith(dev):  # a container's, too
+                number = _number_of_node(descriptor)
+                if number:
+                    yield number, process, path
 
     return _at_processes(kernel, look)
+
+
+def _openers(kernel: Kernel, disk: str, nodes: OpenNodes | None = None) -> list[str]:
+    numbers = {_number(kernel, part) for part in _parts(kernel, disk)} - {""}
+    found, is_all = nodes or open_nodes(kernel)
+    ours = {process: path for number, process, path in reversed(found) if number in numbers}
+    words = [f"process {kernel.command(process)} has {ours[process]} open" for process in ours]
+    return _with_doubt(words[::-1], is_all)
 
 
 def keeping_busy(kernel: Kernel, mount: Mount, text: str) -> list[str]:
@@ -96,7 +114,7 @@ def keeping_busy(kernel: Kernel, mount: Mount, text: str) -> list[str]:
             word, path = use
             yield f"{word} of process {kernel.command(process)}: {path}"
 
-    return _named([*found, *_at_processes(kernel, look)])
+    return _named([*found, *_with_doubt(*_at_processes(kernel, look))])
 
 
 def _named(found: list[str]) -> list[str]:
@@ -172,27 +190,33 @@ def _mounts(kernel: Kernel, devices: list[str]) -> list[str]:
             if name is not None:
                 yield f"{name} is mounted at {mount.path}{where}"
 
-    return _at_processes(kernel, look, ours_first=True)
+    return _with_doubt(*_at_processes(kernel, look, ours_first=True))
 
 
 def _at_processes(
-    kernel: Kernel, look: Callable[[str, float], Iterable[str]], *, ours_first: bool = False
-) -> list[str]:
-    """What there is to say of each process; if there is anything, also that time ran out.
+    kernel: Kernel, look: Callable[[str, float], Iterable[_Found]], *, ours_first: bool = False
+) -> tuple[list[_Found], bool]:
+    """What there is to say of each process, and whether there was time to look at all.
 
     Args:
         look: is given a process's directory, and when to raise `_OutOfTimeError`.
         ours_first: begin with our own, as `self`.
     """
     end = time.monotonic() + _PATIENCE
-    found: list[str] = []
+    found: list[_Found] = []
     try:
         for process in kernel.processes()[0 if ours_first else 1 :]:
             _check_time(end)
             found += look(process, end)
     except _OutOfTimeError:
-        return [*found, "maybe more, as not every process was looked at"] if found else []
-    return found
+        return found, False
+    return found, True
+
+
+def _with_doubt(found: list[str], is_all: bool) -> list[str]:
+    if is_all or not found:
+        return found
+    return [*found, "maybe more, as not every process was looked at"]
 
 
 class _OutOfTimeError(Exception):

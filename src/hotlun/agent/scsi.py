@@ -24,6 +24,7 @@ from hotlun.agent.claims import InUseError, claimed, wait_for_processes
 from hotlun.agent.controllers import NoControllerError, scsi_host
 from hotlun.agent.errors import RequestError, words
 from hotlun.agent.kernel import check_absent
+from hotlun.agent.openers import Openers
 from hotlun.agent.vpd import Identity
 from hotlun.agent.writeback import write_back
 from hotlun.bridge.messages import HResult
@@ -74,6 +75,7 @@ class ScsiDisks:
     def __init__(self, kernel: Kernel, uevents: Uevents) -> None:
         self._kernel = kernel
         self._uevents = uevents
+        self._openers = Openers(kernel)
 
     def find(self, slot: Slot, partition: int = 0) -> BlockDevice | None:
         """The device if it is there now."""
@@ -185,7 +187,7 @@ class ScsiDisks:
         patience = deadline.within(_BUSY_PATIENCE)
         with claimed(self._kernel, self._uevents, disk, patience) as claim:
             if claim is not None:
-                wait_for_processes(self._kernel, self._uevents, disk, patience)
+                wait_for_processes(self._openers, self._uevents, disk, patience)
             first = functools.partial(write_back, self._kernel, disk)
             self._let_go(slot, address, device, disk, deadline, first)
 
@@ -241,7 +243,7 @@ class ScsiDisks:
             now = deadline.within(0)
             with claimed(self._kernel, self._uevents, disk, now):
                 # What they have written may be in memory yet, and would go to the new disk.
-                wait_for_processes(self._kernel, self._uevents, disk, now)
+                wait_for_processes(self._openers, self._uevents, disk, now)
                 self._let_go(disk.slot, address, device, disk, deadline)
         except InUseError as error:
             raise RequestError(
