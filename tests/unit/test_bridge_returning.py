@@ -45,6 +45,11 @@ class Told:
     async def next(self) -> Change:
         return await asyncio.wait_for(self._changes.get(), DEADLINE)
 
+    async def loss(self) -> None:
+        """The other end has hung up, and the connection has seen it."""
+        while await self.next() is not Change.LOST:
+            pass
+
     @property
     def count(self) -> int:
         return self._changes.qsize()
@@ -107,10 +112,11 @@ async def test_a_waiting_request_can_be_cancelled(path: Path) -> None:
 async def test_it_comes_back_again_and_again(path: Path) -> None:
     """No id is used twice, greetings included."""
     async with Peer(path) as peer, connect(peer) as connection:
+        told = Told(connection)
         for _ in range(4):
             await works(connection, peer)
             peer.links[-1].hang_up()
-            await peer.departure()
+            await told.loss()
         await works(connection, peer)
         ids = [frame.id for frame in peer.greetings] + [call.frame.id for call in peer.calls]
         assert len(peer.links) == 5
@@ -139,38 +145,39 @@ async def test_stale_bytes_on_the_new_connection(path: Path) -> None:
     """The port gives out what was meant for the connection before, from anywhere in a frame."""
     stale = encode(Frame(MODIFY_RESPONSE, 5, b'{"Result":0}' * 9))[7:]
     async with Peer(path, before_greeting=stale) as peer, connect(peer) as connection:
+        told = Told(connection)
         peer.links[0].hang_up()
-        await peer.departure()
+        await told.loss()
         await works(connection, peer)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="TCP tells of the end later")
 async def test_another_agent_is_asked_anew_what_it_can_do(path: Path) -> None:
     """What was made for the one before is not sent to it."""
     async with Peer(path, features=("options", "keys")) as peer, connect(peer) as connection:
+        told = Told(connection)
         before = connection.capabilities
         await works(connection, peer)
         peer.links[0].hang_up()
-        await peer.departure()
+        await told.loss()
         task = asyncio.create_task(connection.modify({}, meant_for=before))
         await (await peer.call()).reply()
         assert (await task).code == 0
         peer.greeting = messages.negotiate_response(["options"])
         peer.links[1].hang_up()
-        await peer.departure()
+        await told.loss()
         with pytest.raises(BackendError, match=r"nothing was sent: the agent.* is another one now"):
             await connection.modify({}, meant_for=before)
         assert connection.features == frozenset({"options"})
         await works(connection, peer)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="TCP tells of the end later")
 async def test_an_agent_that_cannot_be_worked_with_for_a_while(path: Path) -> None:
     """It is tried again until one is there that can."""
     async with Peer(path) as peer, connect(peer) as connection:
+        told = Told(connection)
         good, peer.greeting = peer.greeting, messages.response(Version=3, Capabilities={})
         peer.links[0].hang_up()
-        await peer.departure()
+        await told.loss()
         with pytest.raises(BackendError, match="it speaks version 3"):
             await connection.modify({}, timeout=0.3)
         assert len(peer.links) > 2
