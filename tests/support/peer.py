@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -116,7 +117,13 @@ class Peer:
         self._gone: asyncio.Queue[Link] = asyncio.Queue()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_unix_server(self._serve, self.path)
+        if sys.version_info >= (3, 13):
+            # Who is killed leaves a socket where nobody listens; a server that is closed would not.
+            self._server = await asyncio.start_unix_server(
+                self._serve, self.path, cleanup_socket=False
+            )
+        else:
+            self._server = await asyncio.start_unix_server(self._serve, self.path)
         return self
 
     def restart(self) -> None:

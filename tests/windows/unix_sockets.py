@@ -17,9 +17,10 @@ _HOST = "127.0.0.1"
 
 
 async def start_unix_server(
-    callback: Any, path: str | os.PathLike[str], **more: Any
+    callback: Any, path: str | os.PathLike[str], *, cleanup_socket: bool = False, **more: Any
 ) -> asyncio.Server:
-    """As asyncio's."""
+    """As asyncio's, but that the path stays."""
+    assert not cleanup_socket
     server = await asyncio.start_server(callback, _HOST, 0, **more)
     Path(path).write_text(str(server.sockets[0].getsockname()[1]))
     return server
