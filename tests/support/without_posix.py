@@ -13,6 +13,7 @@ import fcntl
 import importlib
 import os
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -52,6 +53,8 @@ def locking(file: int, mode: int, size: int) -> None:
 
 def take_away() -> None:
     """From now on, this is no POSIX."""
+    os.supports_dir_fd.clear()
+    importlib.reload(shutil)  # that is how it decides what to remove folders with
     msvcrt = types.ModuleType("msvcrt")
     vars(msvcrt).update(locking=locking, LK_NBLCK=2)
     sys.modules["msvcrt"] = msvcrt
