@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.computecore import (
+    DEADLINE_MS,
     RUNTIME_ID,
     VM,
     Call,
@@ -95,6 +96,26 @@ class TestOneCall:
             with pytest.raises(CallError) as caught:
                 function()
             assert (caught.value.code, caught.value.document) == (code, document)
+        core.close_system(system)
+
+    @pytest.mark.parametrize("code", [0x80370117, 0x80370118])
+    def test_that_ends_with_a_code_of_waiting_has_ended(
+        self, fake: FakeComputeCore, core: ComputeCore, code: int
+    ) -> None:
+        """As a guest may answer; who waits again for that gets the same at once, and for ever."""
+        system = core.open_system(VM)
+        fake.script(Call.MODIFY, When.AT_END, code, '{"ErrorMessage":"so"}')
+        ended: list[CallError] = []
+
+        def modify() -> None:
+            with pytest.raises(CallError) as caught:
+                core.modify(system, TEXT)
+            ended.append(caught.value)
+
+        thread = threading.Thread(target=modify, daemon=True)
+        thread.start()
+        thread.join(DEADLINE_MS / 1000)
+        assert [(one.code, one.document) for one in ended] == [(code, '{"ErrorMessage":"so"}')]
         core.close_system(system)
 
     def test_without_an_operation_to_be_had(self, fake: FakeComputeCore, core: ComputeCore) -> None:

@@ -203,15 +203,26 @@ class ComputeCore:
             code = begin(operation)
             if code < 0:  # it never began; why may be told all the same
                 raise CallError(code, self._result(operation, None)[1])
-            while True:
-                code, document = self._result(operation, _WAIT_MS)
-                if unsigned(code) not in (_OPERATION_TIMEOUT, _OPERATION_PENDING):
-                    break
+            code, document = self._wait(operation)
         finally:
             self._core.HcsCloseOperation(operation)
         if code < 0:
             raise CallError(code, document)
         return document
+
+    def _wait(self, operation: int) -> tuple[int, str]:
+        """The HRESULT and the document of an operation, once it has ended.
+
+        A wait that ran out has the same code as an operation that ended with it, as a guest
+        may answer, and a wait for that one returns at once, each time. So it is asked which.
+        """
+        while True:
+            code, document = self._result(operation, _WAIT_MS)
+            if unsigned(code) == _OPERATION_TIMEOUT:
+                code, document = self._result(operation, None)
+                if unsigned(code) == _OPERATION_PENDING:
+                    continue
+            return code, document
 
     def _result(self, operation: int, milliseconds: int | None) -> tuple[int, str]:
         """The HRESULT and the document of an operation; wait for it, or take what there is."""
