@@ -181,6 +181,16 @@ class TestAttachingAndDetaching:
         await host.detach(ATTACHMENT)
         assert system.attached == {}
 
+    async def test_an_attach_that_windows_gave_up_is_undone(self, system: MemorySystem) -> None:
+        """The VM's worker may have been done with it when the time was over."""
+        host = HCSHostBackend(system, own=())
+        system.refuse(0x800705B4)
+        with pytest.raises(OutcomeUnknownError):
+            await host.attach(ATTACHMENT)
+        system.attached[ADD["ResourcePath"]] = ADD["Settings"]
+        await host.detach(ATTACHMENT)
+        assert system.attached == {}
+
 
 class TestWhatGoesOn:
     """An operation that has not ended when nobody waits any more."""

@@ -61,6 +61,30 @@ def test_what_matters_is_told_apart(code: int, name: str, meaning: Meaning) -> N
     assert understand(code)[:2] == (name, meaning)
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        *(0x80070079, 0x80070102, 0x800703E3, 0x800703E5, 0x800704C7, 0x800705B4),
+        *(0x800706BE, 0x8007071A, 0x8007071C),
+        *(0x80010002, 0x80010006, 0x80010007, 0x80010105, 0x80010108, 0x8001011F),
+        *(0x8000000A, 0x80004004, 0x8000FFFF),
+    ],
+    ids=hex,
+)
+def test_a_call_that_was_cut_off_may_have_been_done(code: int) -> None:
+    """Its time was over, it was given up, or who did it was lost while at it."""
+    assert understand(code).name != "an HRESULT"
+    error = failure(code - (1 << 32))
+    assert isinstance(error, OutcomeUnknownError)
+    assert "may or may not have been done" in str(error)
+
+
+@pytest.mark.parametrize("code", [0x800706BA, 0x800706BF, 0x80010012], ids=hex)
+def test_a_call_that_did_not_get_there_was_not_done(code: int) -> None:
+    """Nobody was there to do it."""
+    assert isinstance(failure(code), BackendError)
+
+
 def test_other_facilities_are_not_taken_for_these() -> None:
     """The same low bits of another facility are another error."""
     assert understand(0x80390110).name == "an HRESULT"

@@ -151,6 +151,7 @@ _HCS_TABLE: dict[int, tuple[str, Meaning, str, str]] = {
 }
 """HCS_E_*, by the low 16 bits of both families."""
 
+_CUT_OFF = "it was cut off", _LOOK_FIRST
 _MISSING = "give a path that exists on this host, and that this user may look at"
 
 _WIN32_TABLE: dict[int, tuple[str, Meaning, str, str]] = {
@@ -176,29 +177,47 @@ _WIN32_TABLE: dict[int, tuple[str, Meaning, str, str]] = {
     0x32: ("ERROR_NOT_SUPPORTED", Meaning.REFUSED, "that is not supported here", _VERSION),
     0x50: ("ERROR_FILE_EXISTS", Meaning.SLOT_TAKEN, "there is something already", ""),
     0x57: ("ERROR_INVALID_PARAMETER", Meaning.REFUSED, "a value is not accepted", _VERSION),
+    0x79: ("ERROR_SEM_TIMEOUT", Meaning.UNKNOWN, *_CUT_OFF),
     0x7F: ("ERROR_PROC_NOT_FOUND", Meaning.NOT_HERE, "this Windows lacks the function", _VERSION),
     0xB7: ("ERROR_ALREADY_EXISTS", Meaning.SLOT_TAKEN, "there is something already", ""),
+    0x102: ("WAIT_TIMEOUT", Meaning.UNKNOWN, *_CUT_OFF),
+    0x3E3: ("ERROR_OPERATION_ABORTED", Meaning.UNKNOWN, *_CUT_OFF),
+    0x3E5: ("ERROR_IO_PENDING", Meaning.UNKNOWN, "it goes on", _LOOK_FIRST),
     0x490: (
         "ERROR_NOT_FOUND",
         Meaning.ABSENT,
         "there is no such controller or attachment",
         "the VM document has to declare the controller: see hcs_document()",
     ),
+    0x4C7: ("ERROR_CANCELLED", Meaning.UNKNOWN, *_CUT_OFF),
     0x570: (
         "ERROR_FILE_CORRUPT",
         Meaning.REFUSED,
         "it is no intact image",
         "repair it, or check that it is a VHD or VHDX",
     ),
+    0x5B4: ("ERROR_TIMEOUT", Meaning.UNKNOWN, *_CUT_OFF),
     0x6BA: ("RPC_S_SERVER_UNAVAILABLE", Meaning.REFUSED, "the service does not run", ""),
     0x6BE: ("RPC_S_CALL_FAILED", Meaning.UNKNOWN, "the service went away", _LOOK_FIRST),
     0x6BF: ("RPC_S_CALL_FAILED_DNE", Meaning.REFUSED, "the service went away before it began", ""),
+    0x71A: ("RPC_S_CALL_CANCELLED", Meaning.UNKNOWN, *_CUT_OFF),
+    0x71C: ("RPC_S_COMM_FAILURE", Meaning.UNKNOWN, "the service went away", _LOOK_FIRST),
 }
 """Win32 errors that are to be expected; hcsshim names the first six of them."""
 
 _COM_TABLE: dict[int, tuple[str, Meaning, str, str]] = {
+    0x8000000A: ("E_PENDING", Meaning.UNKNOWN, "it goes on", _LOOK_FIRST),
     0x80004001: ("E_NOTIMPL", Meaning.NOT_HERE, "this Windows cannot do that", _VERSION),
+    0x80004004: ("E_ABORT", Meaning.UNKNOWN, *_CUT_OFF),
     0x80004005: ("E_FAIL", Meaning.REFUSED, "it failed", ""),
+    0x8000FFFF: ("E_UNEXPECTED", Meaning.UNKNOWN, "it went wrong halfway", _LOOK_FIRST),
+    0x80010002: ("RPC_E_CALL_CANCELED", Meaning.UNKNOWN, *_CUT_OFF),
+    0x80010006: ("RPC_E_CONNECTION_TERMINATED", Meaning.UNKNOWN, *_CUT_OFF),
+    0x80010007: ("RPC_E_SERVER_DIED", Meaning.UNKNOWN, *_CUT_OFF),
+    0x80010012: ("RPC_E_SERVER_DIED_DNE", Meaning.REFUSED, "it was cut off before it began", ""),
+    0x80010105: ("RPC_E_SERVERFAULT", Meaning.UNKNOWN, "it went wrong halfway", _LOOK_FIRST),
+    0x80010108: ("RPC_E_DISCONNECTED", Meaning.UNKNOWN, *_CUT_OFF),
+    0x8001011F: ("RPC_E_TIMEOUT", Meaning.UNKNOWN, *_CUT_OFF),
     0x8007000E: ("E_OUTOFMEMORY", Meaning.REFUSED, "there is not enough memory", ""),
     0xC03A001A: (
         "ERROR_VIRTUAL_DISK_LIMITATION",
