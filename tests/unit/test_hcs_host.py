@@ -392,6 +392,16 @@ class TestSurveying:
         with pytest.raises(VMGoneError, match="survey the disks: the VM has stopped"):
             await host.survey([ATTACHMENT])
 
+    async def test_before_a_detach_of_a_vm_that_has_stopped(
+        self, host: HCSHostBackend, system: MemorySystem
+    ) -> None:
+        """What an earlier process has attached is gone with it, and nothing can be tried again."""
+        system.told = {"Stopped": True}
+        with pytest.raises(VMGoneError, match="the VM has stopped") as caught:
+            await host.detach(ATTACHMENT)
+        assert (caught.value.operation, caught.value.disk) == ("detach", DISK)
+        assert system.documents == []
+
     async def test_that_finds_nothing_is_no_word_about_a_disk(
         self, host: HCSHostBackend, system: MemorySystem
     ) -> None:

@@ -455,7 +455,9 @@ def _same(one: str, other: str) -> bool:
 
 def _told(errand: Errand, error: BackendError | OutcomeUnknownError) -> HotlunError:
     kind: type[HotlunError] = OutcomeUnknownError
-    if isinstance(error, BackendError):
+    if isinstance(error, VMGoneError):  # found out by asking, and without a code
+        kind = VMGoneError
+    elif isinstance(error, BackendError):
         kind = _KINDS.get(_meaning(error), BackendError)
         if kind is SlotTakenError and errand.operation != "attach":
             kind = BackendError
