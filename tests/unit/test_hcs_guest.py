@@ -541,3 +541,13 @@ async def test_of_another_system_than_it_runs(os_type: OSType, told: str) -> Non
     system.told = {"RuntimeOsType": told}
     with pytest.raises(UnsupportedError, match=rf"runs {told.lower()}.*for {os_type}"):
         await HCSGuestBackend.connect(system, os_type)
+
+
+async def test_of_a_system_with_no_name_for_people() -> None:
+    """The guest has said it."""
+    system = MemorySystem()
+    system.told = {"RuntimeOsType": "\x1b]0;root\x07" + "x" * 100_000}
+    with pytest.raises(UnsupportedError, match="make it for the right one") as caught:
+        await HCSGuestBackend.connect(system, "linux")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500

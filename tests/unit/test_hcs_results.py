@@ -138,6 +138,31 @@ def test_nested_too_deep_has_no_words() -> None:
     assert error_text("[" * 100_000) == ""
 
 
+@pytest.mark.parametrize("where", ["ErrorMessage", "Message"])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("\x1b]0;root\x07\x9b2J", r"\x1b]0;root\x07\x9b2J"),
+        ("a\u202eb\udc80", r"a\u202eb\udc80"),
+        ("x" * 100_000, "x" * (results._MOST_TEXT - 1) + "…"),
+        ("\x1b" * 100_000, r"\x1b" * ((results._MOST_TEXT - 1) // 4) + r"\x1" + "…"),
+    ],
+    ids=["control", "direction", "long", "longer"],
+)
+def test_a_guests_words_are_safe_to_show(where: str, words: str, told: str) -> None:
+    """The service relays them as they are; a terminal would obey, and a log would fill."""
+    document = {"ErrorEvents": [{"Message": words}] * 3} if where == "Message" else {where: words}
+    error = failure(0x80004005, json.dumps(document))
+    assert error.detail == told
+    assert str(error).isprintable()
+
+
+def test_many_words_are_as_bounded_as_one() -> None:
+    """Together, not each."""
+    events = [{"Message": f"{n}" * 5000} for n in range(9)]
+    assert len(error_text(json.dumps({"ErrorEvents": events}))) == results._MOST_TEXT
+
+
 def test_only_some_events_are_told() -> None:
     """An error is to be read by somebody."""
     events = [{"Message": f"event {n}"} for n in range(100)]

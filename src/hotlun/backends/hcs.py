@@ -17,7 +17,7 @@ from hotlun.backends import answers, requests
 from hotlun.backends.errand import Errand
 from hotlun.backends.occupants import Occupants
 from hotlun.backends.unfinished import Unfinished
-from hotlun.bridge.messages import Capabilities, Fields, HResult, MessageError
+from hotlun.bridge.messages import Capabilities, Fields, HResult, MessageError, printable
 from hotlun.errors import (
     BackendError,
     HotlunError,
@@ -353,7 +353,7 @@ class HCSGuestBackend:
                 raise BackendError(
                     f"what the service tells of it makes no sense: {error}"
                 ) from error
-        runs = SystemInfo.read(found).os_type
+        runs = printable(SystemInfo.read(found).os_type, 32)
         if runs not in ("", os_type):
             raise UnsupportedError(
                 f"the service says that the guest runs {runs}, and this backend was to be for "

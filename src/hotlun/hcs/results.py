@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _FACILITY = 0x1FFF0000
 _HCS, _WIN32, _VHD = 0x00370000, 0x00070000, 0x003A0000
 _MOST_EVENTS = 16
+_MOST_TEXT = 4096
+"""Characters of what is told: a guest may have written it."""
 
 
 class Meaning(Enum):
@@ -258,7 +260,7 @@ def understand(code: int) -> Refusal:
 
 
 def error_text(document: str) -> str:
-    """The words of a ResultError document, in one line; `""` if there are none in it.
+    """The words of a ResultError document, in one line to show; `""` if there are none in it.
 
     All of it is optional, and what is not as documented is passed over (hcsshim does the same).
     """
@@ -272,7 +274,8 @@ def error_text(document: str) -> str:
     found = [_text(read, "ErrorMessage")]
     if isinstance(events, list):
         found += [_text(event, "Message") for event in events[:_MOST_EVENTS]]
-    return "; ".join(dict.fromkeys(filter(None, found)))
+    text = "; ".join(dict.fromkeys(filter(None, found)))
+    return text if len(text) <= _MOST_TEXT else text[: _MOST_TEXT - 1] + "…"
 
 
 def failure(code: int, document: str = "") -> BackendError | OutcomeUnknownError:
@@ -292,4 +295,12 @@ def _clauses(refusal: Refusal, code: int, said: str) -> Iterator[str]:
 
 def _text(read: Any, name: str) -> str:
     value = read.get(name) if isinstance(read, dict) else None
-    return " ".join(value.split()) if isinstance(value, str) else ""
+    if not isinstance(value, str):
+        return ""
+    text = " ".join(value[: 2 * _MOST_TEXT].split())
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )
