@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.compute import NOT_FOUND, TAKEN, MemorySystem
+from support.dialling import in_turns
 
 from hotlun import Attachment, Disk, DiskKind, ImageFormat, Slot
 from hotlun.backends import base
@@ -301,6 +302,36 @@ class TestWhatGoesOn:
         gate.set()
         await undoing
         assert system.attached == {}
+
+    async def test_is_not_over_because_its_task_is(self, system: MemorySystem) -> None:
+        """As when asyncio.run() ends, and cancels every task; the service goes on all the same."""
+        host = HCSHostBackend(system, own=(), timeout=0.01)
+        system.stall()
+        attaching = asyncio.ensure_future(host.attach(ATTACHMENT))
+        await in_turns(5)
+        assert system.documents == [ADD]
+        for task in asyncio.all_tasks():
+            if task.get_name().startswith("hotlun at"):
+                task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await attaching
+        with pytest.raises(OutcomeUnknownError, match="goes on"):
+            await host.detach(ATTACHMENT)
+        assert system.documents == [ADD]
+
+    async def test_that_was_cancelled_before_it_began_is_over(
+        self, host: HCSHostBackend, system: MemorySystem
+    ) -> None:
+        """Nobody was asked to do it."""
+        attaching = asyncio.ensure_future(host.attach(ATTACHMENT))
+        await asyncio.sleep(0)
+        for task in asyncio.all_tasks():
+            if task.get_name().startswith("hotlun at"):
+                task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await attaching
+        await host.attach(NEWER)
+        assert [document["Settings"]["Path"] for document in system.documents] == [OTHER.path]
 
     async def test_is_surveyed_as_unknown(self, host: HCSHostBackend, system: MemorySystem) -> None:
         """What is listed now may be otherwise in a moment."""

@@ -41,7 +41,9 @@ class Unfinished:
             place: where.
             begin: begins it, unless nothing is left to do by then.
             ended: is called once with its error or None, before the caller goes on, and late
-                for one that goes on when its caller has been told that it is unknown.
+                for one that goes on when its caller has been told that it is unknown. Never
+                for one whose own task is cancelled: how that ends nobody is told, and its
+                place stays taken.
 
         Raises:
             OutcomeUnknownError: an earlier one goes on still; this one was not begun.
@@ -59,13 +61,21 @@ class Unfinished:
                 running.set_result(None)
 
         def has_returned(task: asyncio.Task[None]) -> None:
-            error = asyncio.CancelledError() if task.cancelled() else task.exception()
+            if task.cancelled():  # all tasks are, when asyncio.run() ends; what was begun goes on
+                if not is_begun:
+                    is_over(asyncio.CancelledError())
+                return
+            error = task.exception()
             if isinstance(error, StillRunningError):
                 error.outcome.add_done_callback(lambda late: is_over(late.result()))
             else:
                 is_over(error)
 
+        is_begun = False
+
         async def operation() -> None:
+            nonlocal is_begun
+            is_begun = True
             await begin()
 
         task = asyncio.create_task(operation(), name=f"hotlun at {place}")
