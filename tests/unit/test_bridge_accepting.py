@@ -146,6 +146,32 @@ async def test_cancelled_before_anybody_comes(accept: Accept) -> None:
             socket.create_connection(address)
 
 
+class Refusing(socket.socket):
+    """A listening socket at which the first to dial have hung up before they were accepted."""
+
+    hung_up: tuple[type[ConnectionError], ...] = (ConnectionAbortedError, ConnectionResetError)
+
+    def accept(self) -> tuple[socket.socket, object]:
+        if self.hung_up:
+            error, *others = self.hung_up
+            self.hung_up = tuple(others)
+            raise error
+        return super().accept()
+
+
+async def test_who_hangs_up_first_is_not_the_end(accept: Accept) -> None:
+    """Linux calls that aborted, Windows reset; a guest dials again."""
+    listener = Refusing(socket.AF_INET, socket.SOCK_STREAM)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    with (
+        socket.create_connection(listener.getsockname()) as guest,
+        await asyncio.wait_for(accept(listener, anybody), DEADLINE) as connection,
+    ):
+        assert connection.getpeername() == guest.getsockname()
+    assert not listener.hung_up
+
+
 class TestWhereOnlyClosingWakes:
     async def test_it_is_closed_once_the_thread_is_inside(self) -> None:
         """Then its number cannot be met as another's."""

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     Wanted = Callable[[Any], bool]
     """Whether a connection from that address is; others are hung up on."""
 
+_HUNG_UP = ConnectionAbortedError, ConnectionResetError
+"""Who was there has hung up before it was accepted: ECONNABORTED of Linux, WSAECONNRESET."""
+
 _INSIDE = 0.1
 """Seconds after which a thread that was about to call accept() is in it."""
 
@@ -43,8 +46,8 @@ async def in_loop(listener: socket.socket, is_wanted: Wanted) -> socket.socket:
             await _until_readable(listener)
             try:
                 connection, address = listener.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                continue  # it has hung up before it was accepted
+            except (BlockingIOError, *_HUNG_UP):
+                continue
             if is_wanted(address):
                 return connection
             connection.close()
@@ -172,7 +175,7 @@ class _Accepting:
 
     def _accept(self) -> socket.socket:
         while True:
-            with contextlib.suppress(ConnectionAbortedError):
+            with contextlib.suppress(*_HUNG_UP):
                 connection, address = self._listener.accept()
                 if self._is_wanted(address):
                     return connection
