@@ -492,6 +492,18 @@ class TestGranting:
         await host.revoke_access(DISK, VM)
         assert len(system.access_calls) == 1
 
+    async def test_refused_the_second_time_leaves_the_first(
+        self, host: HCSHostBackend, system: MemorySystem
+    ) -> None:
+        """As when what an earlier process has granted is granted again: it is to be revoked."""
+        host.adopt_grant(DISK, VM, base.plan_grant(host, DISK, VM))
+        system.access.add((VM, DISK.path))
+        system.refuse(0x80070005)
+        with pytest.raises(BackendError):
+            await host.grant_access(DISK, VM)
+        await host.revoke_access(DISK, VM)
+        assert system.access == set()
+
     async def test_of_unknown_outcome_is_revoked(
         self, host: HCSHostBackend, system: MemorySystem
     ) -> None:

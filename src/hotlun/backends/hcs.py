@@ -217,12 +217,15 @@ class HCSHostBackend:
         if not self.plan_grant(disk, vm_id):
             return
         errand, grant = Errand(f"let {vm_id} open", disk), (vm_id, disk.path)
+        was_there = False  # or may have been
 
         def ended(error: BaseException | None) -> None:
-            if isinstance(error, BackendError):
+            if isinstance(error, BackendError) and not was_there:
                 self._grants.discard(grant)
 
         async def begin() -> None:
+            nonlocal was_there
+            was_there = grant in self._grants
             self._grants.add(grant)  # it may be there from now on
             await self._system.grant_vm_access(vm_id, disk.path)
 
