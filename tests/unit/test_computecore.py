@@ -365,3 +365,19 @@ async def test_access_is_revoked_after_the_vm_has_ended(
     gone = Disk("C:\\missing.vhdx", DiskKind.VIRTUAL_DISK)
     await revoke_after_the_end([(gone, "ended"), (DISK, "ended")], core=core)
     assert fake.state.grants == {("another", DISK.path)}
+
+
+async def test_what_cannot_be_revoked_does_not_keep_the_rest(
+    fake: FakeComputeCore, core: ComputeCore
+) -> None:
+    """All are tried, and the first refusal is told, with the others as notes."""
+    disks = [Disk(f"C:\\{name}.vhdx", DiskKind.VIRTUAL_DISK) for name in "abcd"]
+    for disk in disks:
+        core.grant("ended", disk.path)
+    for _ in range(2):
+        fake.script(Call.REVOKE, When.AT_START, 0x80070005)
+    with pytest.raises(BackendError, match=r"a\.vhdx.*access is denied") as caught:
+        await revoke_after_the_end([(disk, "ended") for disk in disks], core=core)
+    (note,) = caught.value.__notes__
+    assert "b.vhdx" in note
+    assert fake.state.grants == {("ended", disk.path) for disk in disks[:2]}

@@ -415,7 +415,7 @@ class HCSGuestBackend:
 async def revoke_after_the_end(
     grants: Iterable[tuple[Disk, str]], *, core: ComputeCore | None = None
 ) -> None:
-    """Undo what `grant_access` has done for VMs that have ended.
+    """Undo what `grant_access` has done for VMs that have ended; all is tried, whatever fails.
 
     Args:
         grants: the disks, each with the id of its VM.
@@ -426,9 +426,18 @@ async def revoke_after_the_end(
         BackendError: an access list may not be changed.
         OutcomeUnknownError: it may have been done; try again.
     """
+    failures: list[HotlunError] = []
     for disk, vm_id in grants:
-        with _told_of(Errand(f"revoke from {vm_id} the access to", disk), fine=Meaning.MISSING):
-            await revoke_vm_access(vm_id, disk.path, core=core)
+        errand = Errand(f"revoke from {vm_id} the access to", disk)
+        try:
+            with _told_of(errand, fine=Meaning.MISSING):
+                await revoke_vm_access(vm_id, disk.path, core=core)
+        except (BackendError, OutcomeUnknownError) as error:
+            failures.append(error)
+    if failures:
+        for other in failures[1:]:
+            failures[0].add_note(f"then, {other}")
+        raise failures[0]
 
 
 @contextmanager
