@@ -278,3 +278,12 @@ class TestWhatIsAttached:
     def test_passes_over_what_has_another_shape(self, controllers: object) -> None:
         """The service's documents grow."""
         assert documents.attached_paths({"MappedVirtualDiskControllers": controllers}) == {}
+
+
+def test_slots_are_found_however_the_names_are_spelt() -> None:
+    """As `hcs_document` finds them; one that is overlooked counts as free, and can be emptied."""
+    mine: dict[str, Any] = {
+        "virtualMachine": {"devices": {"SCSI": {CONTROLLERS[0]: {"attachments": {"0": {}}}}}}
+    }
+    document = hcs_document({Slot(1, 0): VHDX}, into=mine)
+    assert document_slots(document) == {Slot(0, 0), Slot(1, 0)}

@@ -129,12 +129,12 @@ def document_slots(
     """
     scsi: Mapping[str, Any] = document
     for name in ("VirtualMachine", "Devices", "Scsi"):
-        scsi = _mapping(scsi.get(name) or {}, name)
+        scsi = _mapping(_member(scsi, name) or {}, name)
     return frozenset(
         Slot(number, lun)
         for number, name in enumerate(controllers)
         if (key := _key(scsi, name)) is not None
-        for lun in _luns(_mapping(scsi[key] or {}, key).get("Attachments") or {}, key)
+        for lun in _luns(_member(_mapping(scsi[key] or {}, key), "Attachments") or {}, key)
     )
 
 
@@ -212,6 +212,11 @@ def _mapping(value: object, name: str) -> Mapping[str, Any]:
 def _key(document: Mapping[str, Any], name: str) -> str | None:
     """How a name is spelt there: GUIDs have no case."""
     return next((key for key in document if key.lower() == name.lower()), None)
+
+
+def _member(document: Mapping[str, Any], name: str) -> Any:
+    key = _key(document, name)
+    return None if key is None else document[key]
 
 
 def _luns(attachments: object, name: str) -> Collection[int]:
