@@ -357,8 +357,8 @@ class TestRefusals:
             (0xC037010D, BackendError),
             (0x8037010D, BackendError),
             (0x87654321, BackendError),
-            (0x80370110, VMGoneError),
-            (0x8037010E, VMGoneError),
+            (0x80370110, BackendError),
+            (0x8037010E, BackendError),
             (0x8037010A, OutcomeUnknownError),
             (0x80370109, OutcomeUnknownError),
             (0xC0370109, OutcomeUnknownError),
@@ -401,6 +401,44 @@ class TestRefusals:
         system.lose(RuntimeError("a bug"))
         with pytest.raises(RuntimeError, match="a bug"):
             await OPERATIONS[operation](guest)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("code", [0x80370106, 0x80370107, 0x8037010E, 0x80370110])
+class TestAVMThatHasEnded:
+    """A guest can answer with the code for that; who believes it lets go of its disks."""
+
+    @pytest.mark.parametrize("told", ["by code", "as stopped"])
+    async def test_is_one_that_the_service_says_so_of(
+        self, guest: HCSGuestBackend, system: MemorySystem, operation: str, code: int, told: str
+    ) -> None:
+        """It is asked itself, and nothing is relayed for that."""
+        system.refuse(code)
+        if told == "by code":
+            system.refuse(0x8037010E)
+        system.told = {"Stopped": True}
+        with pytest.raises(VMGoneError) as caught:
+            await OPERATIONS[operation](guest)
+        assert (caught.value.operation, caught.value.code) == (operation, code)
+        assert (len(system.documents), len(system.queries)) == (1, 1)
+
+    @pytest.mark.parametrize("asked", [None, 0x8037011E, 0x80370105])
+    async def test_is_none_while_that_is_the_guests_word(
+        self,
+        guest: HCSGuestBackend,
+        system: MemorySystem,
+        operation: str,
+        code: int,
+        asked: int | None,
+    ) -> None:
+        """The disks are attached still, as far as anybody can tell."""
+        system.refuse(code)
+        if asked is not None:
+            system.refuse(asked)
+        with pytest.raises(BackendError, match="does not say that the VM has ended") as caught:
+            await OPERATIONS[operation](guest)
+        assert type(caught.value) is BackendError
+        assert (caught.value.operation, caught.value.code) == (operation, code)
 
 
 class TestWhatGoesOn:

@@ -405,11 +405,39 @@ class HCSGuestBackend:
             await self._unfinished.run(attachment.slot, lambda: self._system.modify(document))
         except BackendError as error:
             if not _is_the_guests(error):
-                raise _told(errand, error) from error
+                raise await self._confirmed(errand, error) from error
             code = cast("int", error.code)
             raise answers.judge(operation, attachment, where, code, error.detail) from error
         except OutcomeUnknownError as error:
             raise _told(errand, error) from error
+
+    async def _confirmed(self, errand: Errand, error: BackendError) -> HotlunError:
+        """The error for what the service says; that the VM has ended is asked of itself.
+
+        For a guest can answer with the code for that, and who believes it lets go of its disks.
+        """
+        told = _told(errand, error)
+        if not isinstance(told, VMGoneError) or await self._has_ended():
+            return told
+        name = understand(cast("int", error.code)).name
+        said = f"; with it came: {error.detail}" if error.detail else ""
+        return errand.error(
+            BackendError,
+            f"the answer was {name}, and the service does not say that the VM has ended when it "
+            "is asked: it may be the guest's, and the disks are still attached; see whether the "
+            f"VM runs, and try again{said}",
+            code=error.code,
+            detail=error.detail,
+        )
+
+    async def _has_ended(self) -> bool:
+        try:
+            found = await self._system.properties(documents.PROPERTY_QUERY)
+        except BackendError as error:
+            return _meaning(error) is Meaning.VM_GONE
+        except OutcomeUnknownError:
+            return False
+        return found.get("Stopped") is True
 
 
 async def revoke_after_the_end(
