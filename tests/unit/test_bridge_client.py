@@ -155,6 +155,29 @@ async def test_unasked_frames_are_dropped_and_told(
 
 
 @pytest.mark.parametrize(
+    "frame",
+    [
+        Frame(MODIFY_RESPONSE, 12345, b""),
+        Frame(0, 0, b""),
+        Frame(MessageType.CONTAINER_NOTIFICATION, 0, b""),
+    ],
+)
+async def test_a_flood_of_unasked_frames_is_told_in_part(
+    path: Path, frame: Frame, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A guest does not fill the host's log; and what comes among them is found."""
+    caplog.set_level(logging.INFO, "hotlun.bridge")
+    async with Peer(path) as peer, connect(peer) as connection:
+        task = asking(connection)
+        call = await peer.call()
+        await call.link.send(*[frame] * 20_000, call.answer())
+        assert (await task).code == 0
+        await works(connection, peer)
+    assert 10 < len(caplog.records) < 200
+    assert sum("not told" in record.getMessage() for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize(
     "payload", [b"", b"\xff", b"{", b"[" * 100_000, b"{}", b'{"Result":"ok"}', b"5"]
 )
 async def test_answer_that_cannot_be_read_costs_one_request(path: Path, payload: bytes) -> None:

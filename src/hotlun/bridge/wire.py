@@ -30,6 +30,9 @@ _FLUSH_TIMEOUT = 1.0
 
 _READ_SIZE = 1 << 16
 
+_MOST_TOLD, _TOLD_ANEW = 64, 60.0
+"""Log lines about what a guest sends unasked, in so many seconds: it may never stop."""
+
 _log = logging.getLogger("hotlun.bridge")
 
 
@@ -81,6 +84,7 @@ class Wire:
         self._ids = ids
         self._on_loss = on_loss
         self._pending: dict[int, Answered] = {}
+        self._told, self._told_since = 0, 0.0
         self.lost = ""
         """Why nothing can be sent any more; `""` while it can."""
         kind = messages.response_type(MessageType.NEGOTIATE_PROTOCOL)
@@ -188,16 +192,29 @@ class Wire:
                 return error_text
 
     def _dispatch(self, frame: Frame) -> None:
+        answered = self._pending.get(frame.id)
+        if answered is None or not messages.is_response(frame.type):
+            self._tell_of(frame)
+        elif not answered.done():
+            answered.set_result(frame)
+
+    def _tell_of(self, frame: Frame) -> None:
+        """Log what was dropped; not all of a flood."""
+        now = asyncio.get_running_loop().time()
+        if now - self._told_since > _TOLD_ANEW:
+            self._told, self._told_since = 0, now
+        self._told += 1
+        if self._told > _MOST_TOLD:
+            return
+        if self._told == _MOST_TOLD:
+            _log.warning("%s: much comes unasked, which is not told for a while", self._peer)
+            return
         name = type_name(frame.type)
         if frame.type == MessageType.CONTAINER_NOTIFICATION:
             text = messages.printable(frame.payload[:1024].decode(errors="replace"), 512)
             _log.info("%s: container notification: %s", self._peer, text)
         elif not messages.is_response(frame.type):
             _log.warning("%s: dropped a %s, which no guest should send", self._peer, name)
-        elif frame.id in self._pending:
-            answered = self._pending[frame.id]
-            if not answered.done():
-                answered.set_result(frame)
         elif frame.id in self._ids:
             _log.info("%s: dropped a late or second answer, %s", self._peer, name)
         else:
