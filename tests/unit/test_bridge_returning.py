@@ -8,10 +8,12 @@ import itertools
 import logging
 import os
 import random
+import socket
 from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
+from support.dialling import in_turns
 from support.peer import DEADLINE, MODIFY_RESPONSE, Call, Peer, asking, connect, header, works
 
 from hotlun.bridge import messages, openings
@@ -426,6 +428,45 @@ async def test_a_vm_that_is_paused_is_left_alone(path: Path) -> None:
         await call.reply()
         assert (await task).code == 0
         assert not connection.closed
+
+
+async def test_who_is_met_and_answers_slowly_is_known_all_the_same(path: Path) -> None:
+    """Each answer comes when the next question has been asked already."""
+    async with Peer(path, shows_life=False) as peer, connect(peer, keepalive=0.01) as connection:
+        task = asking(connection)
+        call = await peer.call()
+        await call.reply(HResult.NOT_IMPLEMENTED)
+        answered = 0
+        async with asyncio.timeout(DEADLINE / 4):
+            while connection.closed or not answered:
+                await asyncio.sleep(0)
+                for probe in peer.probes[answered:-1]:
+                    await Call(call.link, probe).reply()
+                    answered += 1
+        assert (await task).code == HResult.NOT_IMPLEMENTED
+        assert len(peer.greetings) == 1
+
+
+async def test_who_is_met_and_takes_nothing_is_not_asked_for_ever(path: Path) -> None:
+    """What is written to a VM that is paused stays in this process."""
+    async with Peer(path, shows_life=False) as peer, connect(peer, keepalive=1e-3) as connection:
+        task = asking(connection)
+        call = await peer.call()
+        call.link.reading.clear()
+        await call.reply(HResult.NOT_IMPLEMENTED)
+        wire = connection._keeper.wire
+        assert wire is not None
+        transport = wire._writer.transport
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        async with asyncio.timeout(DEADLINE):
+            while wire.is_idle:
+                await asyncio.sleep(0)
+        unwritten = transport.get_write_buffer_size()
+        await in_turns(1000)
+        assert transport.get_write_buffer_size() == unwritten
+        peer.shows_life = True
+        call.link.reading.set()
+        assert (await task).code == HResult.NOT_IMPLEMENTED
 
 
 async def test_nothing_is_asked_for_quick_answers(path: Path) -> None:

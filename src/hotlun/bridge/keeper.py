@@ -253,14 +253,8 @@ class Keeper:
 
         The wire is open afterwards, and the agent can be asked; or it is lost.
         """
-        while self._can_probe and not self._was_refused and not wire.lost:
-            number, answered = self._send_probe(wire)
-            await asyncio.wait((answered,), timeout=self.keepalive)
-            wire.forget(number)
-            if answered.done() and not wire.lost:
-                if not _is_refused(answered.result()):
-                    return
-                self._was_refused = True
+        if self._can_probe and await self._knows_us(wire):
+            return
         if wire.lost:
             return
         try:
@@ -281,6 +275,33 @@ class Keeper:
             self._tell(Change.LOST, reason)
             wire.abandon(reason)
             self._begin_session(wire, capabilities)
+
+    async def _knows_us(self, wire: Wire) -> bool:
+        """Whether the agent has been negotiated with, once it has answered that; or it is lost.
+
+        An answer may take longer than the pause between questions; so each of them counts.
+        """
+        asked: dict[int, Answered] = {}
+        try:
+            while not (self._was_refused or wire.lost):
+                if not asked or wire.is_idle:
+                    if len(asked) == _MOST_PROBES:
+                        oldest = next(iter(asked))
+                        wire.forget(oldest)
+                        del asked[oldest]
+                    number, answered = self._send_probe(wire)
+                    asked[number] = answered
+                done, _ = await asyncio.wait(
+                    asked.values(), timeout=self.keepalive, return_when=asyncio.FIRST_COMPLETED
+                )
+                if done and not wire.lost:
+                    self._was_refused = any(_is_refused(one.result()) for one in done)
+                    if not self._was_refused:
+                        return True
+        finally:
+            for number in asked:
+                wire.forget(number)
+        return False
 
     # Keeping it open.
 
