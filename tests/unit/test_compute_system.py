@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -15,7 +16,7 @@ from hotlun.hcs import StillRunningError, System, SystemInfo, enumerate_systems,
 from hotlun.hcs.computecore import CallError, ComputeCore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from hotlun.hcs.compute_system import ComputeSystem
 
@@ -252,6 +253,48 @@ class TestCancelling:
         gate.set()
         await core.wait_until_closed()
         assert core.closed == core.open_handles
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there every stack that can be said fits")
+class TestWithoutThreads:
+    """There can be no more of them."""
+
+    async def test_a_call_is_refused_and_the_handle_is_closed(self, core: Core) -> None:
+        """Leaving hides no error of what was done inside, and leaves nothing open."""
+        with no_more_threads() as end, pytest.raises(BackendError, match="no thread to be had"):
+            async with opened(core) as system:
+                end()
+                await system.modify({})
+        assert core.closed == [7]
+
+    async def test_leaving_is_quiet(self, core: Core) -> None:
+        """It closes the handle itself."""
+        with no_more_threads() as end:
+            async with opened(core):
+                end()
+        assert core.closed == [7]
+
+    async def test_a_handle_that_comes_too_late_is_closed(self, core: Core) -> None:
+        """By whoever learns of it."""
+        gate = core.hold()
+        with pytest.raises(OutcomeUnknownError):
+            async with opened(core, timeout=SHORT):
+                raise AssertionError("it was not opened")
+        with no_more_threads() as end:
+            end()
+            gate.set()
+            await core.wait_until_closed()
+        assert core.closed == core.open_handles
+
+
+@contextmanager
+def no_more_threads() -> Iterator[Callable[[], None]]:
+    """From the call of what it gives, until it is left."""
+    usual = threading.stack_size()
+    try:
+        yield lambda: cast("None", threading.stack_size(1 << 46))  # more than there is
+    finally:
+        threading.stack_size(usual)
 
 
 def test_a_call_may_outlive_the_loop(core: Core) -> None:

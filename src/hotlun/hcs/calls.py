@@ -45,7 +45,7 @@ async def in_thread(
         timeout: seconds.
         function: what blocks.
         after: is called once, behind it in the thread, or here if there is none to be had.
-        discard: is given, in a thread, a result that came too late for the caller.
+        discard: is given a result that came too late for the caller; in a thread, or here as well.
 
     Raises:
         StillRunningError: the time is over.
@@ -71,7 +71,11 @@ async def in_thread(
             outcome = done.result()
             _log.info("%s has ended late: %s", name, outcome.error or "done")
             if outcome.error is None and discard is not _nothing:
-                _start(name, partial(discard, cast("_T", outcome.result)))
+                throw_away = partial(discard, cast("_T", outcome.result))
+                try:
+                    _start(name, throw_away)
+                except RuntimeError:  # there is none to be had
+                    throw_away()
             if not late.done():
                 late.set_result(outcome.error)
 

@@ -165,6 +165,8 @@ class ComputeSystem:
             await in_thread("close", self._timeout, partial(self._core.close_system, self._handle))
         except StillRunningError as error:
             _log.warning("closing %s: %s", self.id, error)
+        except BackendError:  # there is no thread to be had
+            self._core.close_system(self._handle)
 
     async def _call(self, name: str, function: Callable[[int], _T]) -> _T:
         with self._lock:
