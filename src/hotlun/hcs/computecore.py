@@ -120,8 +120,7 @@ class ComputeCore:
             )
         try:
             core, kernel = (
-                load(name, winmode=_SYSTEM32_ONLY, use_last_error=True)
-                for name in ("computecore.dll", "kernel32.dll")
+                load(name, winmode=_SYSTEM32_ONLY) for name in ("computecore.dll", "kernel32.dll")
             )
         except OSError as error:
             raise UnsupportedError(
@@ -198,7 +197,7 @@ class ComputeCore:
         """See one call through with an operation of its own."""
         operation = self._core.HcsCreateOperation(None, None)
         if not operation:
-            raise CallError(_last_error() or _E_OUTOFMEMORY)
+            raise CallError(_E_OUTOFMEMORY)  # no other reason is documented, nor a last error
         try:
             code = begin(operation)
             if code < 0:  # it never began; why may be told all the same
@@ -264,10 +263,3 @@ def _read(address: int) -> str:
     while units[length]:
         length += 1
     return ctypes.string_at(address, 2 * length).decode("utf-16-le", "surrogatepass")
-
-
-def _last_error() -> int:
-    """Of the thread, as an HRESULT; 0 where there is no such thing."""
-    ask = getattr(ctypes, "get_last_error", None)
-    error = int(ask()) if ask is not None else 0
-    return 0x80070000 | (error & 0xFFFF) if error else 0
