@@ -185,6 +185,22 @@ class TestWhereOnlyClosingWakes:
         await until_nobody_accepts()
         assert listener.fileno() == -1
 
+    @pytest.mark.skipif(sys.platform == "win32", reason="there every stack that can be said fits")
+    async def test_it_is_closed_without_another_thread_too(self) -> None:
+        """None may be to be had; who is cancelled hears nothing of that."""
+        listener = Windows.listening()
+        waiting = asyncio.ensure_future(accepting.in_thread(listener, anybody))
+        await in_turns(3)
+        usual = threading.stack_size(1 << 46)  # more than there is
+        try:
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        finally:
+            threading.stack_size(usual)
+        await until_nobody_accepts()
+        assert listener.fileno() == -1
+
     async def test_it_is_closed_at_once_when_it_must_be_inside(self) -> None:
         """As at a deadline: the address is free for who listens again."""
         listener = Windows.listening()

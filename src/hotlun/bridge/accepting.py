@@ -143,7 +143,10 @@ class _Accepting:
             # A thread on its way to accept() might get there with a number that is another's.
             closer = threading.Timer(left, self._close_listener)
             closer.daemon, closer.name = True, "hotlun bridge accept closer"
-            closer.start()
+            try:
+                closer.start()
+            except RuntimeError:  # there is none to be had; the loop can do it, if it still runs
+                asyncio.get_running_loop().call_later(left, self._close_listener)
 
     def _close_listener(self) -> None:
         with self._lock:
