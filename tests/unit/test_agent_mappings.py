@@ -11,12 +11,13 @@ from support.guest import FakeGuest
 from support.mapper import FakeMapper
 
 from hotlun.agent.devmapper import DeviceMapper, Table
+from hotlun.agent.disks import Disks
 from hotlun.agent.errors import RequestError
 from hotlun.agent.mappings import Layers, Mappings
 from hotlun.agent.scsi import BlockDevice
-from hotlun.agent.settings import Slot
+from hotlun.agent.settings import DiskSettings, Slot
 from hotlun.agent.uevents import Deadline
-from hotlun.bridge.messages import HResult
+from hotlun.bridge.messages import Fields, HResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,6 +119,26 @@ def test_a_layer_in_use_is_waited_for(
     assert caught.value.code == HResult.INVALID_STATE
     threading.Timer(0.1, kernel.busy.clear).start()
     mappings.close(SLOT, 0, Deadline(20))
+    assert not kernel.devices
+
+
+def test_what_is_off_its_path_was_not_refused(
+    guest: FakeGuest, mappings: Mappings, kernel: FakeMapper, tmp_path: Path
+) -> None:
+    """Of an unmount that ends at a layer in use nobody is to believe that all is as it was."""
+    disk, path = guest.add_disk(1, "sda", "8:0"), tmp_path / "m0"
+    device = put(guest, mappings, LAYERS.crypt, disk)
+    disks = Disks(guest.kernel, guest.scsi, mappings, guest.mounts)
+    request = Fields({"MountPath": str(path), "Lun": 1, "BlockDev": True})
+    settings = DiskSettings.read(request, adding=False)
+    path.symlink_to(device.node)
+    kernel.busy.add(LAYERS.crypt)
+    with pytest.raises(RequestError, match=f"cannot be closed.*not at {path} any more") as caught:
+        disks.unmount(settings)
+    assert caught.value.code == HResult.TIMEOUT
+    assert not path.is_symlink()
+    kernel.busy.clear()
+    disks.unmount(settings)
     assert not kernel.devices
 
 

@@ -34,6 +34,7 @@ def test_it_tells_of_disk_slot_and_path() -> None:
         (HResult.FAIL, "mount", BackendError),
         (HResult.WRONG_KEY, "mount", WrongKeyError),
         (HResult.TIMEOUT, "mount", BackendError),
+        (HResult.TIMEOUT, "unmount", OutcomeUnknownError),
         (HResult.TIMEOUT, "unplug", OutcomeUnknownError),
         (0x80370109, "unplug", OutcomeUnknownError),
         (1, "unmount", OutcomeUnknownError),

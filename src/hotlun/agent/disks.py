@@ -102,7 +102,7 @@ class Disks:
         """Undo `mount`; nothing there is success, and so is a disk that is gone.
 
         Raises:
-            RequestError: it is still there.
+            RequestError: it is still there; or, with TIMEOUT, what is mapped to it is, at no path.
         """
         if not settings.path:
             return
@@ -123,7 +123,16 @@ class Disks:
                     devices, place, lazy=settings.lazy, deadline=Deadline(BUSY_TIMEOUT)
                 )
             if was_there or settings.lazy:
-                self._mappings.close(slot, partition, Deadline(BUSY_TIMEOUT), lazy=settings.lazy)
+                try:
+                    self._mappings.close(
+                        slot, partition, Deadline(BUSY_TIMEOUT), lazy=settings.lazy
+                    )
+                except RequestError as error:
+                    if not was_there:
+                        raise
+                    raise RequestError(
+                        f"{error}; it is not at {place} any more", HResult.TIMEOUT
+                    ) from error
             else:  # of another path, perhaps
                 self._mappings.close_unused(slot, Deadline(0), partition)
             _log.debug("disk %s is not at %s any more", slot, place)

@@ -54,10 +54,10 @@ def judge(operation: str, attachment: Attachment, where: str, code: int, text: s
     what = f"{operation} {attachment.disk} (slot {attachment.slot}){where}"
     words = f"{text or 'no reason given'} [{code_name(code)}]"
     known = _folded(code)
-    # The kernel was told to let go, and may yet do so.
-    told_and_still_there = operation == "unplug" and known == HResult.TIMEOUT
+    # The kernel was told to let go, and may yet do so; or it has of the path, and of no more.
+    is_half_undone = operation != "mount" and known == HResult.TIMEOUT
     kind: type[HotlunError]
-    if told_and_still_there or not is_failure(code):
+    if is_half_undone or not is_failure(code):
         kind = OutcomeUnknownError
         message = f"no telling whether the guest did {what}: {words}; look, then try again"
     else:
