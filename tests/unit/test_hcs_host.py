@@ -137,6 +137,18 @@ class TestAttachingAndDetaching:
         await host.detach(ATTACHMENT)
         assert system.attached[ADD["ResourcePath"]]["Path"] == OTHER.path
 
+    async def test_what_a_newer_disk_has_proven_gone_stays_gone(self, system: MemorySystem) -> None:
+        """Its slot was free for another one, so there is nothing left to undo, whatever comes."""
+        host = HCSHostBackend(system, own=())
+        system.refuse(0x8037011E)
+        with pytest.raises(OutcomeUnknownError):
+            await host.attach(ATTACHMENT)
+        await host.attach(NEWER)
+        await host.detach(NEWER)
+        system.attached[ADD["ResourcePath"]] = {"Type": "VirtualDisk", "Path": "somebody's"}
+        await host.detach(ATTACHMENT)
+        assert system.attached[ADD["ResourcePath"]]["Path"] == "somebody's"
+
     async def test_what_is_not_there_needs_no_undoing(
         self, host: HCSHostBackend, system: MemorySystem
     ) -> None:

@@ -121,7 +121,7 @@ class HCSHostBackend:
 
         def ended(error: BaseException | None) -> None:
             if error is None:
-                occupants.is_there(attachment)
+                occupants.is_there(attachment, before)
             elif isinstance(error, BackendError):
                 occupants.is_gone(attachment, before)
 

@@ -32,9 +32,11 @@ class Occupants:
         """It is about to be attached."""
         self._at[attachment.slot] = attachment
 
-    def is_there(self, attachment: Attachment) -> None:
-        """It certainly is attached."""
+    def is_there(self, attachment: Attachment, before: Attachment | None = None) -> None:
+        """It certainly is attached; what may have been there before is not."""
         self._proven.add(attachment.slot)
+        if before is not None and before != attachment:
+            self.is_gone(before)
 
     def is_gone(self, attachment: Attachment, before: Attachment | None = None) -> None:
         """It certainly is not; what was there before, if anything was, is there again."""
