@@ -369,6 +369,14 @@ class TestAddresses:
         with pytest.raises(ValueError, match="UUID"):
             BridgeConnection.listen_hyperv("my-vm", "linux")
 
+    @pytest.mark.parametrize(
+        "arguments", [{"port": -1}, {"port": 0xFFFFFFFF}, {"port": 1 << 32}, {"cid": -1}]
+    )
+    def test_of_no_number_that_can_be(self, arguments: dict[str, int]) -> None:
+        """The kernel would take it for any port, or cut it off, and nobody would ever dial."""
+        with pytest.raises(ValueError, match=next(iter(arguments))):
+            BridgeConnection.listen_vsock(**arguments)
+
     @pytest.mark.skipif(hasattr(socket, "AF_HYPERV"), reason="there are such sockets here")
     def test_where_there_are_no_hyper_v_sockets(self) -> None:
         """It says what they take."""

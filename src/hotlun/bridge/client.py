@@ -163,7 +163,7 @@ class BridgeConnection:
             request_timeout, limit, keepalive: as `connect_unix`.
 
         Raises:
-            ValueError: a keepalive that is not above 0.
+            ValueError: a cid or port that cannot be, or a keepalive that is not above 0.
             UnsupportedError: there are no such sockets here.
             BackendError: it cannot listen: another process does, or the kernel has no vsock.
         """

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from hotlun.bridge.threaded import Streams
 
+_ANY = 0xFFFFFFFF
+"""Of vsock's numbers, which have 32 bits: VMADDR_CID_ANY, VMADDR_PORT_ANY."""
+
 
 @dataclass(frozen=True)
 class Opening:
@@ -105,7 +108,14 @@ def hyperv(runtime_id: str | uuid.UUID, os_type: str, *, confidential: bool) -> 
 
 
 def vsock(cid: int | None, port: int) -> Opening:
-    """Be dialled by a guest with a vsock device; see `BridgeConnection.listen_vsock`."""
+    """Be dialled by a guest with a vsock device; see `BridgeConnection.listen_vsock`.
+
+    Raises:
+        ValueError: no guest has this cid, or none can dial this port.
+    """
+    for name, number in (("cid", cid), ("port", port)):
+        if number is not None and not 0 <= number < _ANY:
+            raise ValueError(f"{name} is a number from 0 to {_ANY - 1}, not {number!r}")
     peer = f"the guest at vsock {'*' if cid is None else cid}:{port}"
     listening = Listening(partial(transport.listen_vsock, port), peer, expects=cid)
     advice = (
