@@ -40,6 +40,10 @@ class MemorySystem:
         """Answer the next call with this HRESULT."""
         self._script.append(_Turn(error=failure(code, document)))
 
+    def answer(self) -> None:
+        """Answer the next call as ever; what is scripted next is for the one behind it."""
+        self._script.append(_Turn())
+
     def lose(self, error: Exception) -> None:
         """Raise this from the next call."""
         self._script.append(_Turn(error=error))

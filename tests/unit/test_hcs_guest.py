@@ -510,6 +510,55 @@ class TestWhatGoesOn:
         assert len(system.documents) == 2
 
 
+class TestAnAgentThatWasReplaced:
+    """By one that would do less, without a word: for instance when the guest was started anew."""
+
+    CONFIG = MountConfig(filesystem="ext4", ensure_filesystem=True, preserve_data=True)
+
+    @pytest.fixture
+    async def connected(self, system: MemorySystem) -> HCSGuestBackend:
+        """To an agent that preserves data."""
+        system.told = connection({"Version": 1, "Features": [messages.FEATURE_PRESERVE_DATA]})
+        return await HCSGuestBackend.connect(system, "linux")
+
+    @pytest.mark.parametrize(
+        "told", [connection(None), connection({"Version": 1, "Features": ["options"]})]
+    )
+    async def test_is_not_asked_for_more(
+        self, system: MemorySystem, connected: HCSGuestBackend, told: dict[str, Any]
+    ) -> None:
+        """The original one makes a file system over what was to be preserved."""
+        system.told = told
+        mount = GuestMount(ATTACHMENT, "/mnt/a", self.CONFIG)
+        with pytest.raises(BackendError, match="another one now, without preserve-data") as caught:
+            await connected.mount(mount)
+        assert (caught.value.operation, caught.value.slot) == ("mount", ATTACHMENT.slot)
+        assert system.documents == []
+        await connected.mount(mounted())
+        await connected.unmount(mount)
+        assert len(system.documents) == 2
+
+    async def test_by_its_like_is_as_good(
+        self, system: MemorySystem, connected: HCSGuestBackend
+    ) -> None:
+        """And where the service says nothing, what it said first holds."""
+        mount = GuestMount(ATTACHMENT, "/mnt/a", self.CONFIG)
+        await connected.mount(mount)
+        system.told = {}
+        await connected.mount(mount)
+        assert len(system.documents) == 2
+
+    @pytest.mark.parametrize("code", [0x80370105, 0x8037011E])
+    async def test_is_not_found_out(
+        self, system: MemorySystem, connected: HCSGuestBackend, code: int
+    ) -> None:
+        """Then nothing is sent, and nothing is unknown."""
+        system.refuse(code)
+        with pytest.raises(BackendError, match="cannot mount"):
+            await connected.mount(GuestMount(ATTACHMENT, "/mnt/a", self.CONFIG))
+        assert system.documents == []
+
+
 class TestKeys:
     @pytest.mark.parametrize("code", [0x80004005, 0x80310027, 0x8037010D, 0x8037011E])
     async def test_are_sent_and_shown_nowhere(
@@ -519,6 +568,7 @@ class TestKeys:
         caplog.set_level(logging.DEBUG)
         guest = HCSGuestBackend(system, "linux", features=OURS)
         mount = mounted(encrypted=True, key=Secret("sesame"))
+        system.answer()  # what the agent can do
         system.refuse(code)
         with pytest.raises(HotlunError) as caught:
             await guest.mount(mount)
@@ -550,6 +600,7 @@ async def test_the_guests_own_codes_are_judged_as_over_the_bridge() -> None:
     system = MemorySystem()
     backend = HCSGuestBackend(system, "linux", features=[messages.FEATURE_KEYS])
     config = MountConfig(encrypted=True, key=Secret("sesame"))
+    system.answer()  # what the agent can do
     system.refuse(HResult.WRONG_KEY, '{"ErrorMessage":"no key opens it"}')
     with pytest.raises(WrongKeyError, match="no key opens it") as caught:
         await backend.mount(GuestMount(ATTACHMENT, "/m", config))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from hotlun import host_paths, windows_paths
 from hotlun.backends import answers, requests
@@ -347,15 +347,7 @@ class HCSGuestBackend:
             BackendError: the service does not answer, or not with what can be understood.
         """
         plain = cls(system, os_type, timeout=timeout)
-        with _told_of(Errand("ask the guest what it can do")):
-            found = await system.properties(_CONNECTION_QUERY)
-            try:
-                told = Fields(found).fields("GuestConnectionInfo")
-                features = Capabilities.read(told).features
-            except MessageError as error:
-                raise BackendError(
-                    f"what the service tells of it makes no sense: {error}"
-                ) from error
+        found, features = await _asked(system, Errand("ask the guest what it can do"))
         runs = printable(SystemInfo.read(found).os_type, 32)
         if runs not in ("", os_type):
             raise UnsupportedError(
@@ -383,6 +375,7 @@ class HCSGuestBackend:
             OutcomeUnknownError: it was asked, and no telling answer came.
         """
         request = requests.mount_request(mount, self.os_type, self._features, max_lun=LUNS - 1)
+        await self._check_still_can(mount)
         await self._send("mount", request, mount.attachment, f" at {mount.path!r}")
 
     async def unmount(self, mount: GuestMount) -> None:
@@ -395,6 +388,29 @@ class HCSGuestBackend:
         request = requests.unplug_request(attachment, self.os_type, max_lun=LUNS - 1)
         if request is not None:
             await self._send("unplug", request, attachment, "")
+
+    async def _check_still_can(self, mount: GuestMount) -> None:
+        """Refuse what takes our extension, if there is another agent by now, without it.
+
+        Raises:
+            BackendError: that; or the service does not answer.
+        """
+        try:
+            requests.check(mount.attachment.disk, mount.config, mount.path, self.os_type, ())
+            return
+        except UnsupportedError:
+            errand = Errand.on(mount.attachment, "mount")
+        try:
+            found, features = await _asked(self._system, errand)
+        except OutcomeUnknownError as error:  # what was only asked changes nothing
+            raise errand.error(BackendError, f"nothing was sent: {error.__cause__}") from error
+        lost = sorted(self._features - features) if found.get("GuestConnectionInfo") else ()
+        if lost:
+            raise errand.error(
+                BackendError,
+                f"the agent in the guest is another one now, without {', '.join(lost)}, and would "
+                "do less than that; nothing was sent: make the backend anew, or run hotlun's agent",
+            )
 
     async def _send(
         self, operation: str, request: requests.Request, attachment: Attachment, where: str
@@ -481,6 +497,20 @@ def _told_of(errand: Errand, *, fine: Meaning | None = None) -> Iterator[None]:
     except (BackendError, OutcomeUnknownError) as error:
         if fine is None or _meaning(error) is not fine:
             raise _told(errand, error) from error
+
+
+async def _asked(system: System, errand: Errand) -> tuple[dict[str, Any], frozenset[str]]:
+    """What the service tells of the guest, and what the agent there has of our extension.
+
+    Raises:
+        BackendError, OutcomeUnknownError: the service does not answer, or what makes no sense.
+    """
+    with _told_of(errand):
+        found = await system.properties(_CONNECTION_QUERY)
+        try:
+            return found, Capabilities.read(Fields(found).fields("GuestConnectionInfo")).features
+        except MessageError as error:
+            raise BackendError(f"what the service tells of it makes no sense: {error}") from error
 
 
 def _same(one: str, other: str) -> bool:
