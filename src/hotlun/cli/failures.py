@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
-import traceback
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -36,8 +34,7 @@ _HINTS: dict[str, str] = {
 """By the name of the error's class: some are in modules that only their commands import."""
 
 
-@dataclass(frozen=True)
-class Explanation:
+class Explanation(NamedTuple):
     """An error for a person: what happened, what is known besides, what to do."""
 
     message: str
@@ -90,6 +87,8 @@ def translated(ctx: click.Context) -> Iterator[None]:
         if isinstance(error, BaseExceptionGroup) and error.split((HotlunError, OSError))[1]:
             raise
         if is_debugging(ctx):
+            import traceback
+
             click.echo("".join(traceback.format_exception(error)), err=True)
         for explanation in explain(error):
             click.secho(f"error: {explanation.message}", fg="red", err=True)

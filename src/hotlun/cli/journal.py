@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from typing import TYPE_CHECKING
 
@@ -77,6 +76,8 @@ def _revoke(granted: Sequence[tuple[Disk, GrantRecord]]) -> None:
     of_windows = [(disk, grant.vm_id) for disk, grant in granted if grant.plan == GRANT_PLAN]
     others = [(disk, grant) for disk, grant in granted if grant.plan not in ("", GRANT_PLAN)]
     if of_windows:
+        import asyncio
+
         asyncio.run(revoke_after_the_end(of_windows))
     if not others:
         return

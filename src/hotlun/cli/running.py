@@ -1,10 +1,11 @@
-"""Runs a command's coroutine so that whatever ends it, what it began is undone first."""
+"""Runs a command's coroutine so that whatever ends it, what it began is undone first.
+
+What runs nothing imports this too, `--help` for one: asyncio and sockets come when they are used.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import signal
-import socket
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +26,8 @@ def check_qemu_can_run() -> None:
     Raises:
         UnsupportedError: it has no unix sockets, which is Windows.
     """
+    import socket
+
     if not hasattr(socket, "AF_UNIX"):
         raise UnsupportedError(
             f"hotlun's VMs are QEMU's and run on Linux, not on {sys.platform}: "
@@ -47,10 +50,14 @@ def run(main: Coroutine[Any, Any, _Result]) -> _Result:
         KeyboardInterrupt: Ctrl-C, once everything is undone.
         TerminatedError: one of the others, likewise.
     """
+    import asyncio
+
     return asyncio.run(_until_terminated(main))
 
 
 async def _until_terminated(main: Coroutine[Any, Any, _Result]) -> _Result:
+    import asyncio
+
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(main)
     received: list[signal.Signals] = []
