@@ -27,3 +27,13 @@ def test_costs_have_an_exponent() -> None:
         assert (name, nothing) == ("exponent", None)
         assert [row[0] for row in costs] in (["1", "4"], ["1", "10"])
         assert all(isinstance(cell, float) and cell > 0 for row in costs for cell in row[1:])
+
+
+def test_requests_have_their_floor() -> None:
+    """In one round: one at a time, many in flight, and long ones."""
+    report = reported("bridge", "--runs", "1")
+    assert [len(table.rows) for table in report.tables] == [2, 2, 2]
+    for table in report.tables:
+        for _, *figures in table.rows:
+            assert all(isinstance(cell, (int, float)) and cell > 0 for cell in figures)
+    assert len(report.ratios) == 6
