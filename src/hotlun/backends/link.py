@@ -14,21 +14,23 @@ import asyncio
 import logging
 import os
 import socket
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient, Runstate
 from qemu.qmp.protocol import StateError
 from qemu.qmp.qmp_client import BadReplyError
 
+from hotlun.backends.departures import Departures
 from hotlun.backends.refusals import Meaning, understand
 from hotlun.errors import BackendError, OutcomeUnknownError, SlotTakenError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 
-    from qemu.qmp import EventListener, Message
+    from qemu.qmp import Message
 
+    from hotlun.backends.departures import Departure
     from hotlun.backends.errand import Errand
     from hotlun.errors import HotlunError
 
@@ -51,9 +53,20 @@ _AT_DEBUG = _AtDebug()
 
 
 class Link:
-    """A connection that has been made; see `open`."""
+    """A connection that has been made; see `open`.
 
-    def __init__(self, client: QMPClient, connection: socket.socket, timeout: float) -> None:
+    Attributes:
+        departures: news of devices' removals, for who listens before the command.
+    """
+
+    def __init__(
+        self,
+        client: QMPClient,
+        connection: socket.socket,
+        timeout: float,
+        departures: Departures,
+    ) -> None:
+        self.departures = departures
         self._client = client
         self._connection = connection
         self._timeout = timeout
@@ -75,8 +88,10 @@ class Link:
         """
         client = QMPClient("hotlun")
         client.logger.addFilter(_AT_DEBUG)
+        departures = Departures()
 
         def taken(event: Message) -> bool:
+            departures.hear(event)
             try:
                 hear(event)
             except Exception:
@@ -85,7 +100,7 @@ class Link:
             return False
 
         client.events.event_filter = taken
-        return cls(client, await _connect(client, path, timeout), timeout)
+        return cls(client, await _connect(client, path, timeout), timeout, departures)
 
     @property
     def is_up(self) -> bool:
@@ -146,32 +161,19 @@ class Link:
                 detail=str(error),
             ) from error
 
-    @contextmanager
-    def departures(self, device: str) -> Iterator[EventListener]:
-        """Listen for news of the device's removal, good or bad. Open it before the command."""
-
-        def is_its_own(event: Message) -> bool:
-            data = event.get("data")
-            return isinstance(data, dict) and data.get("device") == device
-
-        with self._client.listener(
-            ("DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR"), is_its_own
-        ) as listener:
-            yield listener
-
-    async def next_event(self, errand: Errand, listener: EventListener) -> str:
-        """The name of the next event heard.
+    async def news(self, errand: Errand, departure: Departure) -> str:
+        """The name of the event that a device's departure ends with, or fails.
 
         Raises:
             OutcomeUnknownError: there was none before the deadline, or there can be none.
         """
         try:
             async with self._deadline():
-                event = await listener.get()
+                event = await departure
         except TimeoutError as error:
             raise self._no_answer(errand, OutcomeUnknownError, "the event") from error
-        _log.debug("%s: %s", errand, event["event"])
-        return str(event["event"])
+        _log.debug("%s: %s", errand, event)
+        return event
 
     async def _execute(
         self, errand: Errand, name: str, arguments: Mapping[str, object], lost: type[HotlunError]

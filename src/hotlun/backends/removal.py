@@ -33,7 +33,7 @@ async def remove_device(monitor: Monitor, errand: Errand, name: str) -> None:
     """
     # The event is heard on the connection that the command was sent on, and on no other.
     link = await monitor.link(errand)
-    with link.departures(name) as departures:
+    with link.departures.of(name) as departure:
         refusal = await link.command(
             errand,
             "device_del",
@@ -43,7 +43,7 @@ async def remove_device(monitor: Monitor, errand: Errand, name: str) -> None:
         is_removed = refusal is Meaning.DEVICE_ABSENT and (
             await remove_node(monitor, errand, name) or not await _is_held(link, errand, name)
         )
-        if not is_removed and await link.next_event(errand, departures) != "DEVICE_DELETED":
+        if not is_removed and await link.news(errand, departure) != "DEVICE_DELETED":
             raise errand.error(
                 BackendError,
                 "the guest refuses to let the device go; unplug it there first, then retry",
