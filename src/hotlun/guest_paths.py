@@ -9,7 +9,6 @@ dots and spaces at the end.
 from __future__ import annotations
 
 import heapq
-import itertools
 import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
@@ -18,8 +17,6 @@ from hotlun import windows_paths
 from hotlun.errors import GuestPathConflictError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from hotlun.backends.base import OSType
 
 DEFAULT_FORMAT: Final[dict[OSType, str]] = {
@@ -110,9 +107,14 @@ class GuestPaths:
         """How many taken paths are in a folder, by this one and all above it."""
         self._above: dict[str, int] = {}
         """How many of those folders are, or lie below, each folder."""
+        folders = _folders(self.pattern, _SEPARATORS[os_type])
+        self._common = {self._key(folder) for folder in folders if "%" not in folder}
+        """The folders that every generated path lies below, by key."""
         self._fresh = 0
-        """The lowest number that was never used; of those below, the unused are returned."""
+        """The lowest number that was never used."""
         self._returned: list[int] = []
+        self._set_aside: dict[str, int] = {}
+        """Numbers that are worth no try before what is in their way is free, by its key."""
 
     def normalise(self, path: str) -> str:
         """The one spelling of a guest path; see the function of this name."""
@@ -124,10 +126,10 @@ class GuestPaths:
         Raises:
             GuestPathConflictError: it equals, or lies above or below, a taken one.
         """
-        other = self._collision(path)
-        if other:
+        collision = self._collision(path)
+        if collision is not None:
             raise GuestPathConflictError(
-                f"the guest path {path} {other}: choose another, or release that mount first"
+                f"the guest path {path} {collision[1]}: choose another, or release that mount first"
             )
 
     def generate(self) -> tuple[str, int]:
@@ -136,20 +138,26 @@ class GuestPaths:
         Raises:
             GuestPathConflictError: none can ever fit.
         """
-        # A taken path can block one number, or all of them: so many tries tell.
-        for number in itertools.islice(self._free_numbers(), len(self._taken) + 1):
+        while True:
+            number = self._returned[0] if self._returned else self._fresh
             path = self.pattern % number
-            if not self._collision(path):
+            collision = self._collision(path)
+            if collision is None:
                 return path, number
-        raise GuestPathConflictError(
-            f"no path of the form {self.pattern} fits: {path} {self._collision(path)}; "
-            "state a guest_path, or release that mount first"
-        )
+            key, words = collision
+            if key in self._common:
+                raise GuestPathConflictError(
+                    f"no path of the form {self.pattern} fits: {path} {words}; "
+                    "state a guest_path, or release that mount first"
+                )
+            # No other number has that in its way, so this ends.
+            self._use_lowest()
+            self._set_aside[key] = number
 
     def take(self, path: str, number: int | None = None) -> None:
         """A normalised, free path is in use from now on; `number` as `generate` gave it."""
         if number is not None:
-            self._use(number)
+            self._use_lowest()
         key = self._key(path)
         self._taken[key] = number
         folders = _folders(key, _SEPARATORS[self._os_type])
@@ -164,6 +172,7 @@ class GuestPaths:
         number = self._taken.pop(key)
         if number is not None:
             heapq.heappush(self._returned, number)
+        self._is_free(key)
         folders = _folders(key, _SEPARATORS[self._os_type])
         self._within[folders] -= 1
         if self._within[folders]:
@@ -173,36 +182,32 @@ class GuestPaths:
             self._above[folder] -= 1
             if not self._above[folder]:
                 del self._above[folder]
+                self._is_free(folder)
 
-    def _free_numbers(self) -> Iterator[int]:
-        """Lowest first."""
+    def _is_free(self, key: str) -> None:
+        """What was in its way is worth a try again."""
+        if key in self._set_aside:
+            heapq.heappush(self._returned, self._set_aside.pop(key))
+
+    def _use_lowest(self) -> None:
+        """Of the numbers that are worth a try."""
         if self._returned:
-            yield self._returned[0]
-            yield from sorted(self._returned)[1:]
-        yield from itertools.count(self._fresh)
-
-    def _use(self, number: int) -> None:
-        """Lower ones may be left free: they can collide with paths that were stated."""
-        if number >= self._fresh:
-            self._returned.extend(range(self._fresh, number))  # at its end: a heap still
-            self._fresh = number + 1
-        elif self._returned[0] == number:
             heapq.heappop(self._returned)
         else:
-            self._returned.remove(number)
-            heapq.heapify(self._returned)
+            self._fresh += 1
 
-    def _collision(self, path: str) -> str:
+    def _collision(self, path: str) -> tuple[str, str] | None:
+        """The key that is in the way, and what that makes of the path, in words."""
         key = self._key(path)
         if key in self._taken:
-            return "is another guest mount's"
+            return key, "is another guest mount's"
         if key in self._above:
-            return "lies above another guest mount's"
+            return key, "lies above another guest mount's"
         separator = _SEPARATORS[self._os_type]
         for folder, spelt in zip(_folders(key, separator), _folders(path, separator), strict=True):
             if folder in self._taken:
-                return f"lies below another guest mount's, {spelt}"
-        return ""
+                return folder, f"lies below another guest mount's, {spelt}"
+        return None
 
     def _key(self, path: str) -> str:
         return windows_paths.upper(path) if self._os_type == "windows" else path

@@ -177,6 +177,56 @@ async def test_a_path_that_blocks_every_generated_one(vm: VM) -> None:
     assert vm.said() == []
 
 
+async def test_what_blocked_every_generated_path_blocks_none_once_it_is_gone() -> None:
+    """The lowest number is free as ever."""
+    async with VM() as vm:
+        mount = await vm.add(A, guest_path="/run/mounts")
+        for _ in range(3):
+            with pytest.raises(GuestPathConflictError):
+                await vm.add(B)
+        await mount.release()
+        assert (await vm.add(B)).guest_path == "/run/mounts/scsi/m0"
+
+
+class Counted(GuestPaths):
+    """Guest paths that count how often one of them is looked up."""
+
+    looks = 0
+
+    def _key(self, path: str) -> str:
+        self.looks += 1
+        return super()._key(path)
+
+
+@pytest.mark.parametrize("stated", ["/run/mounts/scsi/m%d", "/run/mounts/scsi/m%d/data"])
+def test_paths_in_the_way_are_found_out_once(stated: str) -> None:
+    """As after a restart, when all paths of before count as stated: 256 of them, or one."""
+    looks = []
+    for others in (1, 256):
+        paths = Counted(None, "linux")
+        for number in range(others):
+            paths.take(stated % number)
+        paths.take(*paths.generate())
+        before = paths.looks
+        path, number = paths.generate()
+        assert number == others + 1
+        paths.take(path, number)
+        paths.give_back(path)
+        looks.append(paths.looks - before)
+    assert looks[0] == looks[1]
+
+
+def test_each_number_comes_again_once_nothing_is_in_its_way() -> None:
+    """Whether the path itself was taken, or one below, or a folder above."""
+    paths = GuestPaths("/m/%d/data", "linux")
+    for path in ("/m/0/data", "/m/1/data/below", "/m/2"):
+        paths.take(path)
+    paths.take(*paths.generate())
+    for freed, number in (("/m/2", 2), ("/m/1/data/below", 1), ("/m/0/data", 0)):
+        paths.give_back(freed)
+        assert paths.generate() == (f"/m/{number}/data", number)
+
+
 async def test_the_default_format_is_the_guests() -> None:
     """Windows guests have drives."""
     guest = MemoryGuestBackend(os_type="windows")
