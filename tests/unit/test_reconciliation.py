@@ -10,7 +10,10 @@ from support.memory import EXT4, FORMATS, UP, VM, XFS, A, B, start, turns
 
 from hotlun import (
     AlreadyReleasedError,
+    Attachment,
     BackendError,
+    Disk,
+    DiskKind,
     Finding,
     HotlunError,
     Manager,
@@ -19,9 +22,11 @@ from hotlun import (
     OutcomeUnknownError,
     Resolution,
     Secret,
+    Slot,
     SlotState,
     VMGoneError,
 )
+from hotlun.backends.memory import MemoryGuestBackend, MemoryHostBackend
 from hotlun.events import (
     ConnectionRestored,
     DisagreementSettled,
@@ -32,13 +37,17 @@ from hotlun.events import (
 from hotlun.facts import Fact
 from hotlun.journal import MemoryJournal
 from hotlun.model import Presence
+from hotlun.owners import NOBODY
+from hotlun.reconciler import Reconciler
 from hotlun.recorder import disk_of
 from hotlun.records import DiskRecord
+from hotlun.wants import DiskState, Handle
+from hotlun.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
 
-    from hotlun import Attachment, Disagreement
+    from hotlun import Disagreement
 
 SCRATCH = MountConfig(filesystem="ext4", ensure_filesystem=True, encrypted=True)
 LOCKED = MountConfig(encrypted=True, key=Secret("sesame"))
@@ -658,3 +667,38 @@ async def resolution(stream: AsyncIterator[Event]) -> Resolution:
             if isinstance(event, DisagreementSettled):
                 return event.disagreement.resolution
     raise AssertionError("no disagreement was settled")
+
+
+class Compared(DiskState):
+    """A disk that counts how often one is compared with another."""
+
+    __slots__ = ()
+    times = 0
+
+    def __eq__(self, other: object) -> bool:
+        Compared.times += 1
+        return self is other
+
+    __hash__ = DiskState.__hash__
+
+
+async def test_each_disk_is_looked_for_once_however_many_there_are() -> None:
+    """None of 256 is compared with the others to see whether it was asked about."""
+
+    def nothing(*_: object) -> None:
+        """What happens to the disks is not for this test."""
+
+    host, guest = MemoryHostBackend(surveys=False), MemoryGuestBackend(surveys=False)
+    worker = Worker(host, guest, settle=nothing, relocate=nothing, record=nothing, rested=nothing)
+    disks = []
+    for number in range(256):
+        place = Attachment(Slot(0, number), Disk(A, DiskKind.VIRTUAL_DISK), f"s{number}")
+        disk = Compared(place, ("path", str(number), ""))
+        disk.fact = Fact.YES
+        Handle.restored(disk, None, "m", number=number, owner=NOBODY, lost="")
+        disks.append(disk)
+    reconciler = Reconciler(host, guest, disks, worker, nothing)
+    reconciler.start()
+    assert await reconciler.reconcile() == ()
+    await reconciler.stop()
+    assert Compared.times == 0
