@@ -69,6 +69,7 @@ def check(name: str, *arguments: str) -> list[str]:
         kept.report.ratios,
         lambda: measure(name, *arguments).report.ratios,
         guard.NOISY.get(name),
+        lambda finding: print(f"bench: once more for {finding}", file=sys.stderr),
     )
     said = [f"  {finding}" for finding in findings] or ["  as it was"]
     print(name, *said, sep="\n", flush=True)

@@ -43,17 +43,27 @@ class Finding:
 
 
 def check(
-    committed: Ratios, measure: Callable[[], Ratios], noisy: Mapping[str, Noisy] | None = None
+    committed: Ratios,
+    measure: Callable[[], Ratios],
+    noisy: Mapping[str, Noisy] | None = None,
+    doubt: Callable[[Finding], None] = lambda _: None,
 ) -> list[Finding]:
     """What differs from the committed ratios; measured once more if that looks bad.
 
     Of the two the lower counts: what else the machine does makes a ratio higher, and a machine
     is seldom busy twice.
+
+    Args:
+        noisy: ratios with a tolerance of their own.
+        doubt: told of what looks bad before it is measured once more.
     """
     now = measure()
     findings = compare(committed, now, noisy)
-    if not any(finding.is_bad for finding in findings):
+    bad = [finding for finding in findings if finding.is_bad]
+    if not bad:
         return findings
+    for finding in bad:
+        doubt(finding)
     again = measure()
     lower = {name: min(again.get(name, ratio), ratio) for name, ratio in now.items()}
     return compare(committed, {**again, **lower}, noisy)
