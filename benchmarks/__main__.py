@@ -53,11 +53,12 @@ def show(name: str, *arguments: str) -> Result:
     return result
 
 
-def save(name: str) -> None:
+def save(name: str, folder: Path) -> None:
     """Run it, print its tables, and keep all; by later Pythons, too, where it can."""
     result = show(name, *(later_pythons() if name in BY_PYTHON else ()))
     result.machine |= asyncio.run(_machine())
-    saved.path_of(name).write_text(result.to_json())
+    folder.mkdir(exist_ok=True)
+    saved.path_of(name, folder).write_text(result.to_json())
 
 
 def check(name: str, *arguments: str) -> list[str]:
@@ -108,6 +109,13 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="run nothing: write the tables and pictures of docs/performance.md anew",
     )
+    parser.add_argument(
+        "--as",
+        default="",
+        dest="folder",
+        metavar="FOLDER",
+        help=f"with --save: in this folder there, as `{page.BEFORE}`, which --doc compares with",
+    )
     parser.add_argument("--quick", action="store_true", help=f"{FEW_RUNS} runs of everything")
     return parser
 
@@ -130,7 +138,7 @@ def main() -> int:
     for name in chosen.names or BENCHMARKS:
         try:
             if chosen.save:
-                save(name)
+                save(name, saved.RESULTS / chosen.folder)
             elif chosen.check:
                 bad += check(name, *runs)
             else:

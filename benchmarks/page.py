@@ -1,8 +1,9 @@
 """docs/performance.md: what stands between its marks is written from results/*.json.
 
 A mark is `<!-- table: NAME -->`, all that a benchmark prints; `<!-- picture: NAME -->`, what
-`plot.py` draws of it; or `<!-- targets -->`, those of all benchmarks. What was put there ends
-with `<!-- end -->`.
+`plot.py` draws of it; `<!-- change: NAME -->`, its targets and ratios beside earlier ones, those
+in results/before; or `<!-- targets -->`, those of all benchmarks. What was put there ends with
+`<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -13,16 +14,22 @@ from typing import TYPE_CHECKING
 
 import plot
 import saved
+from reporting import Table
 from saved import BENCHMARKS, RESULTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from reporting import Target
+    from reporting import Report, Target
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 
-MARKED = re.compile(r"<!-- (table|picture|targets)(?:: (\S+))? -->\n(.*?)<!-- end -->", re.DOTALL)
+BEFORE = "before"
+"""The folder of results that those of today are shown beside."""
+
+MARKED = re.compile(
+    r"<!-- (table|picture|change|targets)(?:: (\S+))? -->\n(.*?)<!-- end -->", re.DOTALL
+)
 CODE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 FIGURE = re.compile(r"(\d[\d.,]*)\s?(?:(?:ns|us|ms|s|x|MB|KiB|MiB|bytes|times|seconds)\b|%)")
 EXPLAINED = re.compile(r"^\* \*\*(.+?)\*\*", re.MULTILINE | re.DOTALL)
@@ -53,7 +60,26 @@ def _content(kind: str, name: str, folder: Path) -> str:
         return f"Nothing is saved yet: `scripts/bench --save {name}`."
     if kind == "picture":
         return plot.PICTURES[name].markdown(name)
-    return f"Measured {result.measured_on()}.\n\n{_code(str(result.report))}"
+    if kind == "table":
+        return f"Measured {result.measured_on()}.\n\n{_code(str(result.report))}"
+    before = saved.load(name, folder / BEFORE)
+    if before is None:
+        return f"Nothing is saved from before: `scripts/bench --save --as {BEFORE} {name}`."
+    return f"Before: {before.measured_on()}.\n\n{_code(str(_change(before.report, result.report)))}"
+
+
+def _change(before: Report, now: Report) -> Table:
+    """What is in both: figures that are aimed at, and ratios."""
+    table = Table("before and after", ("", "before", "after", "after / before"))
+    old = _compared(before)
+    for what, value in _compared(now).items():
+        if what in old:
+            table.rows.append((what, old[what], value, value / old[what] if old[what] else None))
+    return table
+
+
+def _compared(report: Report) -> dict[str, float]:
+    return {target.what: target.value for target in report.targets} | report.ratios
 
 
 def _code(text: str) -> str:

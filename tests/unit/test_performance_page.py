@@ -74,6 +74,20 @@ def test_what_is_not_saved_says_how_it_would_be(tmp_path: Path) -> None:
     assert "`scripts/bench --save attach`" in written
 
 
+def test_what_was_before_stands_beside_what_is_now(tmp_path: Path) -> None:
+    """Each figure that was aimed at, and each ratio, that is in both."""
+    (tmp_path / page.BEFORE).mkdir()
+    earlier = some(tmp_path / page.BEFORE, value=2.4)
+    some(tmp_path)
+    written = page.filled("<!-- change: attach -->\n<!-- end -->\n", tmp_path)
+    assert f"Before: {earlier.measured_on()}." in written
+    rows = [line.split() for line in written.splitlines() if line.startswith("  release")]
+    assert rows == [
+        ["release:", "times", "the", "floor", "2.4", "1.2", "0.5"],
+        ["release", "2.4", "1.2", "0.5"],
+    ]
+
+
 @pytest.mark.parametrize(("value", "verdict"), [(1.2, "1 met, 0 missed"), (1.4, "0 met, 1 missed")])
 def test_targets_stand_together(tmp_path: Path, value: float, verdict: str) -> None:
     """Those of all benchmarks, and how many are met."""
