@@ -21,6 +21,7 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 from hotlun.agent.errors import AbandonedError
+from hotlun.agent.event_filter import only_block_devices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -158,5 +159,9 @@ def _open_netlink() -> socket.socket:
     # 33 is SO_RCVBUFFORCE, which Python has no name for: beyond the usual limit, for root.
     with contextlib.suppress(OSError):
         source.setsockopt(socket.SOL_SOCKET, 33, _RECEIVE_BUFFER)
+    try:
+        only_block_devices(source)
+    except OSError as error:
+        _log.info("every event wakes the agent, as the kernel takes no filter: %s", error)
     source.bind((0, _KERNEL_GROUP))
     return source
