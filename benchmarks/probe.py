@@ -74,6 +74,7 @@ EFFECTS = (
     Effect("blocks of 4096", replace(ONE, properties=dict.fromkeys(
         ("logical_block_size", "physical_block_size"), 4096))),
     Effect("a partition", replace(ONE, image="mbr")),
+    Effect("woken for each event", replace(ONE, listener=True)),
     Effect("agent stopped", replace(ONE, agent=False)),
     Effect("rcu_expedited off", replace(ONE, settings={"/sys/kernel/rcu_expedited": "0"})),
     Effect("delete: 2 threads", replace(ONE, threads=2)),

@@ -14,6 +14,9 @@ import sys
 import threading
 import time
 
+sys.path.insert(0, "/run/hotlun/agent.pyz")
+from hotlun.agent.event_filter import only_block_devices
+
 KERNEL_UEVENTS = 15  # linux/netlink.h
 SO_RCVBUFFORCE = 33
 TRACING = "/sys/kernel/tracing"
@@ -52,7 +55,22 @@ class Guest:
         self._port = port
         self._events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, KERNEL_UEVENTS)
         self._events.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 16 << 20)
+        only_block_devices(self._events)
         self._events.bind((0, 1))
+        self._listener = 0
+
+    def listen(self):
+        """Have another process hear of every device until `listen_no_more`, and do nothing."""
+        events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, KERNEL_UEVENTS)
+        events.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 16 << 20)
+        events.bind((0, 1))
+        self._listener = os.fork()
+        while not self._listener:
+            events.recv(4096)
+
+    def listen_no_more(self):
+        os.kill(self._listener, signal.SIGKILL)
+        os.waitpid(self._listener, 0)
 
     def see(self, disks, each, scan):
         """Wait for so many disks; say first that we do, and each one's controller if asked.

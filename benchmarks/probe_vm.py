@@ -53,7 +53,8 @@ class Way:
         window: how many disks of a controller are on their way at most; 0 for no limit.
         backwards: the highest LUN first.
         scan: the guest is told of no disk, and asks the controller once all are there.
-        agent: whether hotlun's agent hears of the devices, too.
+        listener: whether a process in the guest is woken for each uevent, as udev is.
+        agent: whether hotlun's agent hears of the disks, too.
         threads: that let the disks go in the guest.
     """
 
@@ -67,6 +68,7 @@ class Way:
     window: int = 0
     backwards: bool = False
     scan: bool = False
+    listener: bool = False
     agent: bool = True
     threads: int = 1
 
@@ -166,12 +168,16 @@ class ProbeVM:
     @contextlib.asynccontextmanager
     async def _set(self, way: Way) -> AsyncIterator[None]:
         before = await self._ask("set", settings=dict(way.settings))
+        if way.listener:
+            await self._ask("listen")
         if not way.agent:
             await self._ask("signal_agent", name="SIGSTOP")
         try:
             yield
         finally:
             await self._ask("set", settings=before)
+            if way.listener:
+                await self._ask("listen_no_more")
             if not way.agent:
                 await self._ask("signal_agent", name="SIGCONT")
 
