@@ -115,7 +115,7 @@ class Reconciler:
             raise NotInitializedError(
                 "the Manager was left or saved while it asked: no more is due"
             )
-        unmoved = [d for d, steps in idle.items() if not d.working and d.steps == steps]
+        unmoved = {d: None for d, steps in idle.items() if not d.working and d.steps == steps}
         if any(disk not in unmoved for disk in self._disks):
             self._is_owing = True
         if self._is_owing:

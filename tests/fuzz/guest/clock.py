@@ -44,10 +44,11 @@ class Clock(threading.local):
 class Threads:
     """Stands in for `threading`, where threads are started to do one thing meanwhile.
 
-    It is done at once. Locks are real, and a wait for an event is the clock's.
+    It is done at once. Locks and conditions are real, and a wait for an event is the clock's.
     """
 
     Lock = staticmethod(threading.Lock)
+    Condition = staticmethod(threading.Condition)
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
