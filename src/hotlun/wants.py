@@ -305,13 +305,14 @@ def settle(disk: DiskState) -> None:
 
 def is_on_its_way(disk: DiskState) -> bool:
     """At a glance: what there is of a disk is one caller's, whose answer takes more steps."""
-    if not len(disk.active) == len(disk.handles) == 1 or disk.waiters or disk.failures:
+    if disk.waiters or disk.failures or len(disk.handles) != 1:
         return False
-    (handle,) = disk.active
-    thing = handle.mount or disk
-    if len(disk.mounts) > (thing is not disk) or handle.answer.done():
-        return False
-    return thing.fact is not (Fact.NO if handle.is_live else Fact.YES)
+    for handle in disk.active:  # the one, or none
+        thing = handle.mount or disk
+        if thing.fact is (Fact.NO if handle.is_live else Fact.YES):
+            return False
+        return len(disk.mounts) == (thing is not disk) and not handle.answer.done()
+    return False
 
 
 def _settle_mounts(disk: DiskState) -> None:
