@@ -98,6 +98,23 @@ class TestBeingDialled:
             async with connection:
                 await works(connection, guest)
 
+    async def test_may_be_tried_again(self, place: Place, in_threads: bool) -> None:
+        """A guest that hangs up unasked dials again: it boots, or that was no agent."""
+        connection = listening(place, in_threads)
+        async with Dialler(place.dial, greets=False) as guest:
+
+            async def enter() -> None:
+                async with connection:
+                    await works(connection, guest)
+
+            entering = asyncio.create_task(enter())
+            for _ in range(3):
+                await guest.dial_until_heard()
+                (await guest.call()).link.hang_up()
+            guest.greets = True
+            await guest.dial_until_heard()
+            await asyncio.wait_for(entering, DEADLINE)
+
     async def test_happens_once(self, place: Place, in_threads: bool) -> None:
         """Nobody listens any more when there is a connection."""
         async with dialled(place, in_threads) as (connection, guest):
@@ -164,6 +181,16 @@ class TestNobodyDials:
                 raise AssertionError("it was entered")
         with pytest.raises(ConnectionError):
             await place.dial()
+
+    async def test_for_longer_than_a_moment(self, place: Place, in_threads: bool) -> None:
+        """It says that somebody has, and why that was not enough."""
+        connection = listening(place, in_threads, timeout=SHORT * 5)
+        async with Dialler(place.dial, greets=False) as guest:
+            entering = asyncio.create_task(connection.__aenter__())
+            await guest.dial_until_heard()
+            (await guest.call()).link.hang_up()
+            with pytest.raises(BackendError, match=r"has dialled, and .* closed it.* within"):
+                await entering
 
     async def test_before_it_is_given_up(self, place: Place, in_threads: bool) -> None:
         """Nobody listens any more, though it was never entered."""

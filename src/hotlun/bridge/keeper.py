@@ -117,6 +117,10 @@ class GreetingError(Exception):
         self.detail = problem if answer is None else answer.text
 
 
+class HungUpError(GreetingError):
+    """The connection was lost before anybody had answered there."""
+
+
 class Keeper:
     """The one connection that there is at a time, and what is known of the agent at its end.
 
@@ -190,12 +194,29 @@ class Keeper:
         """
         try:
             async with asyncio.timeout(self._timeout):
-                await self._connect()
+                await self._connect_first()
         except BaseException:
             self.why = "entering it failed"
             raise
         self._set(State.OPEN)
         self._task = asyncio.create_task(self._keep(), name=f"keeper of bridge {self._peer}")
+
+    async def _connect_first(self) -> None:
+        """As `_connect`, and again where a guest dials that has hung up: it boots, for instance."""
+        pause, lost = 0.0, ""
+        while True:
+            try:
+                await self._connect()
+                return
+            except HungUpError as error:
+                if not self._opening.is_dialled:
+                    raise
+                self.silence = lost = f"a guest has dialled, and {error}"
+            except asyncio.CancelledError:
+                self.silence = f"{lost}; then {self.silence}" if lost else self.silence
+                raise
+            await asyncio.sleep(pause)
+            pause = min(max(2 * pause, _SHORTEST_PAUSE), _LONGEST_PAUSE)
 
     async def close(self) -> None:
         """End it, for good. Who still waits for an answer is told that none will come."""
@@ -379,7 +400,10 @@ class Keeper:
             on_loss=self._on_loss,
         )
         try:
-            greeting = await self._ask(wire, number, MessageType.NEGOTIATE_PROTOCOL, _NEGOTIATE)
+            try:
+                greeting = await self._ask(wire, number, MessageType.NEGOTIATE_PROTOCOL, _NEGOTIATE)
+            except GreetingError as error:
+                raise (HungUpError(str(error)) if wire.lost else error) from None
             capabilities = await self._agree(wire, greeting)
             if wire.lost:
                 raise GreetingError(f"the connection was lost ({wire.lost})")

@@ -37,6 +37,7 @@ class Opening:
         advice: what to look at when no agent has answered.
         begin: is called once when there is a connection for it, before it is entered.
         stop: undoes that, for a connection that will not be entered.
+        is_dialled: by the guest, which may do so again.
         runtime_id: the VM's, for a Windows guest to be told; `""` if it is not known.
     """
 
@@ -46,6 +47,7 @@ class Opening:
     advice: str
     begin: Callable[[], None] = lambda: None
     stop: Callable[[], None] = lambda: None
+    is_dialled: bool = False
     runtime_id: str = ""
 
 
@@ -134,5 +136,6 @@ def being_dialled(listening: Listening, peer: str, advice: str, *, runtime_id: s
         advice=advice,
         begin=listening.begin,
         stop=listening.stop,
+        is_dialled=True,
         runtime_id=runtime_id,
     )
