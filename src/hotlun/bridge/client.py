@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hotlun.bridge.keeper import ChangeListener
     from hotlun.bridge.messages import Capabilities
     from hotlun.bridge.openings import Opening
-    from hotlun.bridge.wire import Wire
+    from hotlun.bridge.wire import Answered, Wire
 
 CONNECT_TIMEOUT = 120.0
 """Seconds for an agent to answer: a guest may still be booting."""
@@ -349,7 +349,7 @@ class BridgeConnection:
         """The wire, once there is one, and a guest that reads slowly has taken what is in it."""
         keeper = self._keeper
         while True:
-            if not await keeper.wait_until_settled(deadline):
+            if keeper.state is State.AWAY and not await keeper.wait_until_settled(deadline):
                 raise BackendError(
                     f"nothing was sent: a {name} has waited {timeout:g} s for the agent at "
                     f"{self._peer} to be there again ({keeper.why}); it is still tried to reach: "
@@ -359,6 +359,8 @@ class BridgeConnection:
             wire = keeper.wire
             if keeper.state is not State.OPEN or wire is None:
                 raise self._closed_error(f"a {name} was not sent")
+            if wire.has_room:
+                return wire
             try:
                 async with asyncio.timeout_at(deadline):
                     await wire.drain()
@@ -387,23 +389,20 @@ class BridgeConnection:
     async def _exchange(
         self, wire: Wire, kind: int, document: Mapping[str, Any], deadline: float, timeout: float
     ) -> Response:
-        name, clock = type_name(kind), asyncio.get_running_loop().time
-        number = self._keeper.ids.take()
+        name, number = type_name(kind), self._keeper.ids.take()
         answered = wire.send(number, self._encode(kind, number, document))
+        waiting = _Waiting(answered, self._keeper, wire, deadline)
         try:
-            while not answered.done() and (left := deadline - clock()) > 0:
-                await asyncio.wait((answered,), timeout=min(left, self._keeper.keepalive))
-                if not answered.done() and left > self._keeper.keepalive:
-                    self._keeper.probe(wire)
-        finally:
-            wire.forget(number)
-        if not answered.done():
+            frame = await answered
+        except TimeoutError:
             raise OutcomeUnknownError(
                 f"{self._peer} did not answer a {name} within {timeout:g} s: it may or may not "
                 "have been done; the connection stays open",
                 detail="no answer in time",
-            )
-        frame = answered.result()
+            ) from None
+        finally:
+            waiting.end()
+            wire.forget(number)
         if isinstance(frame, str):
             raise OutcomeUnknownError(
                 f"a {name} was sent to {self._peer}, and no answer will come: {frame}; it may or "
@@ -449,3 +448,41 @@ class BridgeConnection:
 
     def __repr__(self) -> str:
         return f"<BridgeConnection to {self._peer}: {self._keeper.why or 'open'}>"
+
+
+class _Waiting:
+    """Asks now and then whether the agent still is the same, while there is no answer.
+
+    At the deadline what waits for one gets a TimeoutError. (To have asyncio.wait() do this
+    takes longer than all the rest of a request.)
+    """
+
+    __slots__ = ("_answered", "_deadline", "_keeper", "_loop", "_timer", "_wire")
+
+    def __init__(self, answered: Answered, keeper: Keeper, wire: Wire, deadline: float) -> None:
+        self._answered = answered
+        self._keeper = keeper
+        self._wire = wire
+        self._deadline = deadline
+        self._loop = asyncio.get_running_loop()
+        self._go_on()
+
+    def end(self) -> None:
+        """There is an answer, or nobody waits for it any more."""
+        self._timer.cancel()
+
+    def _go_on(self) -> None:
+        due = self._loop.time() + self._keeper.keepalive
+        if due < self._deadline:
+            self._timer = self._loop.call_at(due, self._ask)
+        else:
+            self._timer = self._loop.call_at(self._deadline, self._give_up)
+
+    def _ask(self) -> None:
+        if not self._answered.done():
+            self._keeper.probe(self._wire)
+            self._go_on()
+
+    def _give_up(self) -> None:
+        if not self._answered.done():
+            self._answered.set_exception(TimeoutError())

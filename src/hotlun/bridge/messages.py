@@ -12,6 +12,7 @@ are named tuples, as `dataclasses` takes an emulated guest 80 ms to import.
 from __future__ import annotations
 
 import enum
+import functools
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -132,6 +133,7 @@ def request_type(response: int) -> int:
     return _REQUEST | response & ~_KIND_MASK
 
 
+@functools.lru_cache(maxsize=64)
 def type_name(kind: int) -> str:
     """For logs and errors: `ModifySettings response (0x20100a01)`."""
     word = {_REQUEST: " request", _RESPONSE: " response"}.get(kind & _KIND_MASK, "")
@@ -226,7 +228,7 @@ def encode_response(document: Mapping[str, Any]) -> bytes:
 
 
 def _to_json(document: Mapping[str, Any]) -> str:
-    return json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _ENCODER.encode(document)
 
 
 def decode(payload: bytes) -> Fields:
@@ -237,9 +239,7 @@ def decode(payload: bytes) -> Fields:
             `MAX_DEPTH`, or with a number of more than 20 digits.
     """
     try:
-        document = json.loads(
-            payload.decode(), parse_int=_parse_integer, parse_constant=_refuse_constant
-        )
+        document = _DECODER.decode(payload.decode())
     except MessageError:
         raise
     except RecursionError:
@@ -271,6 +271,11 @@ def _parse_integer(digits: str) -> int:
 
 def _refuse_constant(word: str) -> None:
     raise MessageError(f"{word} is not JSON")
+
+
+# Made once: json.dumps() and json.loads() with arguments of ours make one each time.
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_DECODER = json.JSONDecoder(parse_int=_parse_integer, parse_constant=_refuse_constant)
 
 
 def _kind_of(value: object) -> str:

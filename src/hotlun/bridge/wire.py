@@ -96,6 +96,14 @@ class Wire:
         """Whether the other end has taken all that was written."""
         return not self.lost and not self._writer.transport.get_write_buffer_size()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether `drain` would certainly not wait, nor raise."""
+        transport = self._writer.transport
+        low, _ = transport.get_write_buffer_limits()
+        is_open = not self.lost and not transport.is_closing()
+        return is_open and transport.get_write_buffer_size() <= low
+
     async def drain(self) -> None:
         """Wait until an other end that reads slowly has taken what was written before.
 
