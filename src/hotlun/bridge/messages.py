@@ -194,6 +194,8 @@ def printable(text: str, limit: int = MAX_TEXT) -> str:
     Lines become parts separated by `; `, control and other unprintable characters
     their escapes.
     """
+    if not text:  # as with most answers
+        return ""
     lines = (line.strip() for line in text[: 2 * limit].splitlines())
     line = "; ".join(line for line in lines if line)
     if not line.isprintable():
