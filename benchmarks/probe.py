@@ -56,6 +56,7 @@ EFFECTS = (
     Effect("2 CPUs", TWO_CPUS, ONE),
     Effect("1 queue, 2 CPUs", replace(TWO_CPUS, controllers=("one-queue",)), TWO_CPUS),
     Effect("iothread", replace(ONE, controllers=("iothread",))),
+    Effect("ioeventfd=off", replace(ONE, controllers=("no-ioeventfd",))),
     Effect("paused meanwhile", replace(ONE, paused=True)),
     Effect("paused, 4 controllers", replace(ONE, controllers=FOUR, paused=True)),
     Effect("8 at a time", replace(ONE, window=8)),
@@ -77,15 +78,8 @@ EFFECTS = (
     Effect("woken for each event", replace(ONE, listener=True)),
     Effect("agent stopped", replace(ONE, agent=False)),
     Effect("rcu_expedited off", replace(ONE, settings={"/sys/kernel/rcu_expedited": "0"})),
-    Effect("delete: 2 threads", replace(ONE, threads=2)),
-    Effect("delete: 8 threads", replace(ONE, threads=8)),
-    Effect("delete: 2 threads, 2 CPUs", replace(TWO_CPUS, threads=2), TWO_CPUS),
-    Effect("delete: 8 threads, 2 CPUs", replace(TWO_CPUS, threads=8), TWO_CPUS),
-    Effect(
-        "delete: 4 threads, 4 controllers, 2 CPUs",
-        replace(TWO_CPUS, controllers=FOUR, threads=4),
-        TWO_CPUS,
-    ),
+    Effect("deleted one by one", replace(ONE, threads=1)),
+    Effect("deleted one by one, 2 CPUs", replace(TWO_CPUS, threads=1), TWO_CPUS),
 )  # fmt: skip
 
 Samples = dict[str, list[tuple[Spent, Spent]]]

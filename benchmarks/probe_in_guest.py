@@ -5,6 +5,7 @@ JSON each, over the virtio port of that name. The kernel announces a disk when i
 table of partitions; that event is what is waited for.
 """
 
+import contextlib
 import glob
 import json
 import os
@@ -106,6 +107,13 @@ class Guest:
         for thread in working:
             thread.join()
         return len(files)
+
+    def none_left(self):
+        """Wait until all have gone; a scan that was late may have found some again meanwhile."""
+        self._events.settimeout(0.1)
+        while glob.glob("/sys/class/scsi_device/*"):
+            with contextlib.suppress(TimeoutError):
+                self._events.recv(4096)
 
     def set(self, settings):
         """Write to files of the kernel's; what was there."""

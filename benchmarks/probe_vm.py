@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 SCRIPT = Path(__file__).with_name("probe_in_guest.py")
 PORT = "benchmark"
 IMAGE_SIZE = 64 << 20
+PATIENCE = 60.0
+"""Seconds for any answer of the guest's."""
 
 FOUR = ("scsi0", "scsi1", "scsi2", "scsi3")
 CONTROLLERS = {
@@ -28,6 +30,7 @@ CONTROLLERS = {
     "one-queue": "0000:00:18.0",
     "iothread": "0000:00:19.0",
     "no-events": "0000:00:1a.0",
+    "no-ioeventfd": "0000:00:1b.0",
 }
 """By id, where they are on the guest's PCI bus."""
 MORE_CONTROLLERS = (
@@ -35,6 +38,7 @@ MORE_CONTROLLERS = (
     ("-device", "virtio-scsi-pci,id=one-queue,num_queues=1,addr=0x18"),
     ("-device", "virtio-scsi-pci,id=iothread,iothread=thread,addr=0x19"),
     ("-device", "virtio-scsi-pci,id=no-events,hotplug=off,addr=0x1a"),
+    ("-device", "virtio-scsi-pci,id=no-ioeventfd,ioeventfd=off,addr=0x1b"),
 )
 
 
@@ -70,7 +74,7 @@ class Way:
     scan: bool = False
     listener: bool = False
     agent: bool = True
-    threads: int = 1
+    threads: int = 8
 
 
 @dataclass(frozen=True)
@@ -239,6 +243,7 @@ class ProbeVM:
         await asyncio.gather(
             *(self._qmp.execute("blockdev-del", {"node-name": name}) for name in names)
         )
+        await self._ask("none_left")
 
     @contextlib.contextmanager
     def _spent(self) -> Iterator[list[Spent]]:
@@ -259,7 +264,8 @@ class ProbeVM:
         self._writer.write(json.dumps(request).encode() + b"\n")
 
     async def _hear(self) -> Any:
-        return json.loads(await self._reader.readline())
+        async with asyncio.timeout(PATIENCE):
+            return json.loads(await self._reader.readline())
 
 
 async def _install(vm: Machine) -> None:
