@@ -7,7 +7,8 @@ Disks are plugged into a VM all at once by bare pipelined QMP; the time ends whe
 kernel announces the last of them (a uevent; nothing polls), and again when the guest has let
 all of them go (`delete` in sysfs). Each effect is a way beside another one that differs in
 one thing, in turns on the same VM; medians of the pairs' ratios, so that the machine's moods
-count less. There is no floor here but the other way. The commands are counted by the guest's
+count less. There is no floor here but the other way. Where the kernel spends its time is said
+by samples of its call chains. The commands are counted by the guest's
 kernel (the trace event scsi_dispatch_cmd_start), in a round of its own.
 """
 
@@ -82,6 +83,26 @@ EFFECTS = (
     Effect("deleted one by one, 2 CPUs", replace(TWO_CPUS, threads=1), TWO_CPUS),
 )  # fmt: skip
 
+PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("nothing to do", ("native_safe_halt",)),
+    ("uevents", ("kobject_uevent_env",)),
+    ("VPD pages", ("scsi_attach_vpd", "scsi_get_vpd_page", "scsi_get_vpd_size")),
+    ("partition table", ("disk_scan_partitions",)),
+    ("sd asks the disk", ("sd_revalidate_disk",)),
+    ("block device", ("device_add_disk",)),
+    ("SCSI device in sysfs", ("scsi_sysfs_add_sdev",)),
+    ("scan after missed events", ("scsi_scan_host", "virtscsi_rescan_hotunplug")),
+    ("scan for one event", ("scsi_add_device", "virtscsi_handle_event")),
+    ("last write-back (sd)", ("sd_shutdown",)),
+    ("block device goes", ("del_gendisk",)),
+    ("SCSI device goes", ("__scsi_remove_device", "sdev_store_delete")),
+    ("devtmpfs", ("devtmpfsd",)),
+    ("RCU", ("rcu_gp_kthread", "rcu_core", "wait_rcu_exp_gp", "synchronize_rcu")),
+    ("programs, and what they call", ("user",)),
+)
+"""What the kernel may be at, and the functions that say so (Linux 6.1); the first counts."""
+PROFILES = 3
+
 Samples = dict[str, list[tuple[Spent, Spent]]]
 PHASES = ("until the guest has all", "until the guest has let all go")
 
@@ -105,6 +126,17 @@ class Bench:
         await in_turn(runs, off=partial(kept, "off"), on=partial(kept, "on"))
         return samples
 
+    async def profile(self, report: Report) -> None:
+        rounds = [await self._vms[1].shares(ONE, self._disks, PARTS) for _ in range(PROFILES)]
+        for phase, title in enumerate(PHASES):
+            table = report.table(f"processor's time, {title}", "at", "share")
+            counts: collections.Counter[str] = collections.Counter()
+            for shares in rounds:
+                counts.update(shares[phase])
+            for name, count in counts.most_common():
+                if count:
+                    table.rows.append((name or "all else", count / counts.total()))
+
     async def commands(self, way: Way) -> tuple[list[str], list[str]]:
         return await self._vms[way.cpus].commands(way, self._disks)
 
@@ -120,6 +152,7 @@ async def measure(chosen: argparse.Namespace) -> Report:
         vms = {n: await stack.enter_async_context(ProbeVM.start(n)) for n in cpus}
         bench = Bench(vms, chosen.disks)
         commands = await bench.commands(ONE)
+        await bench.profile(report)
         for effect in effects:
             samples = await bench.samples(effect, chosen.runs)
             counts = [await bench.commands(way) for way in (effect.off, effect.on)]

@@ -15,7 +15,10 @@ import sys
 import threading
 import time
 
+sys.path.insert(0, os.path.dirname(__file__))  # which -I leaves out
 sys.path.insert(0, "/run/hotlun/agent.pyz")
+from probe_sampler import Sampler
+
 from hotlun.agent.event_filter import only_block_devices
 
 KERNEL_UEVENTS = 15  # linux/netlink.h
@@ -59,6 +62,7 @@ class Guest:
         only_block_devices(self._events)
         self._events.bind((0, 1))
         self._listener = 0
+        self._sampler = None
 
     def listen(self):
         """Have another process hear of every device until `listen_no_more`, and do nothing."""
@@ -137,6 +141,13 @@ class Guest:
         write(COMMANDS, "0")
         lines = read(f"{TRACING}/trace").splitlines()
         return [line.partition("host_no=")[2] for line in lines if "host_no=" in line]
+
+    def sample(self):
+        """Have the kernel note what it does from now on."""
+        self._sampler = Sampler()
+
+    def sampled(self, parts):
+        return self._sampler.shares(parts)
 
     def _forget(self):
         self._events.setblocking(False)

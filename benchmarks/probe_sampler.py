@@ -1,9 +1,10 @@
 """A sampling profiler of the guest's kernel, for want of perf(1): perf_event_open(2), bare.
 
-While it is on, the kernel notes its call chain each millisecond of each processor's time. What a
-chain is about is said by the innermost of its functions that `PARTS` of `probe.py` knows.
+While it is on, the kernel notes its call chain each millisecond of each processor's time. What
+a chain is about is the first part that has one of its functions.
 """
 
+import bisect
 import ctypes
 import mmap
 import os
@@ -12,7 +13,7 @@ import struct
 SYS_PERF_EVENT_OPEN = 298  # x86-64
 PERF_TYPE_SOFTWARE, PERF_COUNT_SW_CPU_CLOCK = 1, 0
 PERF_SAMPLE_CALLCHAIN, PERF_RECORD_SAMPLE = 1 << 5, 9
-PERF_FLAG_FREQ, EXCLUDE_CALLCHAIN_USER = 1 << 10, 1 << 22
+PERF_FLAG_FREQ = 1 << 10
 HERTZ = 1000
 PAGES = 2048
 """Of a processor's ring; a chain has some 300 bytes."""
@@ -24,19 +25,25 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Sampler:
-    """On from its making until `samples`."""
+    """On from its making until `shares`."""
 
     def __init__(self):
         self._rings = [Ring(cpu) for cpu in range(os.cpu_count())]
 
-    def samples(self, parts):
-        """How often each part was met; "user" and "idle" are two, and "" is any other."""
-        names = symbols(set(parts))
-        counts = dict.fromkeys((*parts, ""), 0)
-        for ring in self._rings:
-            for chain in ring.chains():
-                part = next((name for at in chain if (name := names(at)) in counts), "")
-                counts[part] += 1
+    def shares(self, parts):
+        """How often each part was met, by its name; "" is all the rest.
+
+        Args:
+            parts: names, each with its functions; one is `user` for what is not the kernel.
+        """
+        chains = [
+            chain for ring in self._rings for chain in ring.chains()
+        ]  # first, as that ends it
+        name_of = symbols({function for _, functions in parts for function in functions})
+        counts = dict.fromkeys([*(name for name, _ in parts), ""], 0)
+        for chain in chains:
+            met = {name_of(address) for address in chain}
+            counts[next((name for name, functions in parts if met & set(functions)), "")] += 1
         return counts
 
 
@@ -71,22 +78,19 @@ class Ring:
 
 def symbols(known):
     """A function from an address to the name of its function, if that is a known one."""
-    starts = []
+    found = []
     with open("/proc/kallsyms", encoding="ascii") as file:
         for line in file:
             address, kind, name = line.split()[:3]
             if kind in "tTwW":
-                starts.append((int(address, 16), name))
-    starts.sort()
-    ranges = [
-        (start, starts[at + 1][0], name)
-        for at, (start, name) in enumerate(starts[:-1])
-        if name in known
-    ]
+                found.append((int(address, 16), name.partition(".")[0]))  # x.isra.0 is x
+    found.sort()
+    starts = [start for start, _ in found]
+    names = [name if name in known else None for _, name in found]
 
     def name_of(address):
         if address >= MARKS:
             return "user" if address == USER_CONTEXT else None
-        return next((name for start, end, name in ranges if start <= address < end), None)
+        return names[bisect.bisect(starts, address) - 1]
 
     return name_of

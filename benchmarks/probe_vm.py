@@ -16,9 +16,11 @@ from qemu.qmp import EventListener, QMPClient
 from hotlun.vm import Machine
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
-SCRIPT = Path(__file__).with_name("probe_in_guest.py")
+    Parts = Sequence[tuple[str, Sequence[str]]]
+
+SCRIPTS = [Path(__file__).with_name(name) for name in ("probe_in_guest.py", "probe_sampler.py")]
 PORT = "benchmark"
 IMAGE_SIZE = 64 << 20
 PATIENCE = 60.0
@@ -159,13 +161,26 @@ class ProbeVM:
 
     async def commands(self, way: Way, disks: int) -> tuple[list[str], list[str]]:
         """Each SCSI command of the guest's, while disks come and while they go."""
+        coming, going = await self._observed(way, disks, "note_commands", "noted_commands")
+        return coming, going
+
+    async def shares(
+        self, way: Way, disks: int, parts: Parts
+    ) -> tuple[dict[str, int], dict[str, int]]:
+        """How often the guest was met at which part of its work, while disks come and go."""
+        coming, going = await self._observed(way, disks, "sample", "sampled", parts=parts)
+        return coming, going
+
+    async def _observed(
+        self, way: Way, disks: int, begin: str, end: str, **arguments: object
+    ) -> tuple[Any, Any]:
         async with self._set(way):
-            await self._ask("note_commands")
+            await self._ask(begin)
             names = await self._plug(way, disks)
-            coming = await self._ask("noted_commands")
-            await self._ask("note_commands")
+            coming = await self._ask(end, **arguments)
+            await self._ask(begin)
             await self._ask("let_go", threads=way.threads)
-            going = await self._ask("noted_commands")
+            going = await self._ask(end, **arguments)
         await self._unplug(names)
         return coming, going
 
@@ -269,11 +284,11 @@ class ProbeVM:
 
 
 async def _install(vm: Machine) -> None:
+    written = [f"cat >/run/{path.name} <<'END'\n{path.read_text()}\nEND\n" for path in SCRIPTS]
     done = await vm.run(
-        "set -e\n"
-        "mount -t tracefs tracefs /sys/kernel/tracing\n"
-        f"cat >/run/{SCRIPT.name} <<'END'\n{SCRIPT.read_text()}\nEND\n"
-        f"setsid python3 -I /run/{SCRIPT.name} {PORT} </dev/null >/dev/console 2>&1 &"
+        "set -e\nmount -t tracefs tracefs /sys/kernel/tracing\n"
+        + "".join(written)
+        + f"setsid python3 -I /run/{SCRIPTS[0].name} {PORT} </dev/null >/dev/console 2>&1 &"
     )
     if done.returncode:
         raise RuntimeError(f"in the guest: {done.stdout}{done.stderr}")

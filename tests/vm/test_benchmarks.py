@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from support.benchmarks import reported
 
 
@@ -51,11 +52,14 @@ def test_costs_have_an_exponent_on_a_vm() -> None:
 
 
 def test_an_effect_on_the_probe_has_its_figures() -> None:
-    """Disks come and go both ways, and the commands of both are counted."""
+    """Disks come and go both ways; where the time goes is sampled, and commands are counted."""
     report = reported("probe", "--disks", "2", "--runs", "1", "--only", "2 controllers")
-    came, went, asked, let_go = (table.rows for table in report.tables)
+    came, went, coming, going, asked, let_go = (table.rows for table in report.tables)
     for (row,) in (came, went):
         assert row[0] == "2 controllers"
         assert all(isinstance(cell, (int, float)) and cell > 0 for cell in row[1:])
+    for rows in (coming, going):
+        assert sum(float(row[1] or 0) for row in rows) == pytest.approx(1)
+    assert "block device" in [name for name, _ in coming]
     assert ["INQUIRY, VPD page 80", 4, 2.0] in [row[:3] for row in asked]
     assert ["SYNCHRONIZE_CACHE", 2, 1.0, 1.0] in let_go
