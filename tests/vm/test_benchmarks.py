@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from support.benchmarks import reported
+
+LIBVIRTD = Path("/usr/sbin/libvirtd")
 
 
 def test_disks_at_once_have_their_floor() -> None:
@@ -63,3 +67,16 @@ def test_an_effect_on_the_probe_has_its_figures() -> None:
     assert "block device" in [name for name, _ in coming]
     assert ["INQUIRY, VPD page 80", 4, 2.0] in [row[:3] for row in asked]
     assert ["SYNCHRONIZE_CACHE", 2, 1.0, 1.0] in let_go
+
+
+@pytest.mark.skipif(
+    not LIBVIRTD.exists(), reason="what only benchmarks need is brought by scripts/setup bench"
+)
+def test_libvirts_ways_and_ours_have_their_times() -> None:
+    """With two disks, once: a time for each way, and what is aimed at for the best of theirs."""
+    report = reported("versus_libvirt", "--disks", "2", "--runs", "1")
+    assert report.ratios.keys() == {"2 disks mounted", "2 disks gone"}
+    assert len(report.targets) == 2
+    for table in report.tables:
+        (row,) = table.rows
+        assert all(isinstance(cell, (int, float)) and cell > 0 for cell in row)
