@@ -286,8 +286,12 @@ def halt(disk: DiskState) -> None:
 
 def settle(disk: DiskState) -> None:
     """Answer everyone who can be answered by the facts as they are."""
-    if is_on_its_way(disk):
-        return
+    if not is_on_its_way(disk):
+        settle_all(disk)
+
+
+def settle_all(disk: DiskState) -> None:
+    """As `settle`, without a glance first."""
     if disk.active:
         _settle_handles(disk)
     if disk.mounts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,7 +13,18 @@ from hotlun.errors import BackendError, OutcomeUnknownError
 from hotlun.facts import TABLE, UNDOING, Action, Fact, Kind
 from hotlun.lifecycle import begin, done, failed, next_step
 from hotlun.model import Attachment, Disk, DiskKind, MountConfig, Slot
-from hotlun.wants import DiskState, MountState, ask_release, join, settle
+from hotlun.wants import (
+    DiskState,
+    MountState,
+    ask_release,
+    is_on_its_way,
+    join,
+    settle,
+    settle_all,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -121,3 +133,48 @@ def test_unknown_is_not_failed(disk: DiskState, error: Exception, fact: Fact) ->
         assert answer.outcome is None
         assert [take(disk), take(disk)] == [Action.UNPLUG, Action.DETACH]
     assert answer.outcome is error
+
+
+def everything(disk: DiskState) -> object:
+    """What can be changed of a disk and what hangs on it."""
+    things = [disk, *disk.mounts.values()]
+    facts = [(thing.fact, thing.closing, thing.stalled, thing.reason) for thing in things]
+    handles = [(h.mount, h.is_live, h.is_gone, h.answer.done()) for h in disk.handles]
+    held = [dict(mount.handles) for mount in disk.mounts.values()]
+    given_up = (disk.is_gone, disk.vacated, list(disk.left), list(disk.unmounted))
+    return facts, handles, held, given_up, dict(disk.active), dict(disk.mounts)
+
+
+def at_every_point(disk: DiskState, config: MountConfig | None) -> Iterator[None]:
+    """One caller's add and release, looked at before and after each step."""
+    mount = MountState(config, "/m") if config is not None else None
+    answer = Answer()
+    handle = join(disk, mount, "", answer)
+    for _ in range(2):
+        yield
+        while (step := next_step(disk)) is not None:
+            begin(disk, step)
+            yield
+            done(disk, step)
+            yield
+            settle(disk)
+            yield
+        if not handle.is_gone:
+            answer = Answer()
+            ask_release(handle, answer)
+
+
+@pytest.mark.parametrize("config", [None, MountConfig(filesystem="ext4")])
+def test_who_is_on_his_way_has_nothing_to_be_settled(
+    disk: DiskState, config: MountConfig | None
+) -> None:
+    """A glance says so in the middle of an add and a release, and is never wrong about it."""
+    glances = []
+    for _ in at_every_point(disk, config):
+        glances.append(is_on_its_way(disk))
+        if glances[-1]:
+            before = everything(disk)
+            settle_all(disk)
+            assert everything(disk) == before
+    assert disk.is_gone
+    assert sum(glances) > len(glances) / 3
