@@ -107,12 +107,13 @@ def raise_all(outcomes: Iterable[object], message: str) -> None:
     Raises:
         ExceptionGroup: if there are any.
     """
-    errors = [
-        error
-        for error in outcomes
-        if isinstance(error, Exception) and not isinstance(error, AlreadyReleasedError)
-    ]
-    gone = [error for error in errors if isinstance(error, VMGoneError)]
-    errors = [error for error in errors if error not in gone[1:]]
+    errors = []
+    is_gone = False
+    for error in outcomes:
+        if not isinstance(error, Exception) or isinstance(error, AlreadyReleasedError):
+            continue
+        if not (is_gone and isinstance(error, VMGoneError)):
+            errors.append(error)
+        is_gone = is_gone or isinstance(error, VMGoneError)
     if errors:
         raise ExceptionGroup(message, errors)
