@@ -32,7 +32,7 @@ from hotlun.mounts import MountTable
 from hotlun.owners import Owner, this_process
 from hotlun.reconciler import Reconciler, judge_all
 from hotlun.recorder import Recorder, disk_of
-from hotlun.slots import SlotTable
+from hotlun.slots import SlotOrder, SlotTable
 from hotlun.tables import Tables
 from hotlun.worker import Worker
 
@@ -81,6 +81,8 @@ class Manager:
         guest_mount_format: for generated guest paths, with exactly one `%d`; the
             default is `/run/mounts/scsi/m%d`, or `c:\\mounts\\scsi\\m%d` in Windows.
         reserved_slots: given out to nobody, and never detached.
+        slot_order: which free slot is the next one. Spread over the controllers, many disks
+            at once go much sooner from a Linux guest.
         journal: where what is attached and mounted is written down, so that it outlives this
             process; None, and leaving releases everything.
 
@@ -98,6 +100,7 @@ class Manager:
         luns_per_controller: int = 64,
         guest_mount_format: str | None = None,
         reserved_slots: Iterable[Slot] = (),
+        slot_order: SlotOrder = SlotOrder.LOWEST_FIRST,
         journal: Journal | None = None,
     ) -> None:
         if not isinstance(host, base.HostBackend):
@@ -109,9 +112,12 @@ class Manager:
                 raise TypeError(f"the number of {name} is an int: {count!r}")
             if count < 1:
                 raise ValueError(f"a VM without {name} has no slots: {count}")
+        if not isinstance(slot_order, SlotOrder):
+            raise TypeError(f"the order of slots is a SlotOrder: {slot_order!r}")
         self._host = host
         self._guest = guest
-        slots = SlotTable(controllers, luns_per_controller, base.usable_controllers(guest))
+        usable = base.usable_controllers(guest)
+        slots = SlotTable(controllers, luns_per_controller, usable, slot_order)
         for slot in (reserved := list(reserved_slots)):
             if not isinstance(slot, Slot):
                 raise TypeError(f"a reserved slot is a Slot: {slot!r}")

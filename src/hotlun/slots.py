@@ -1,4 +1,4 @@
-"""Which slot is free, taken, reserved or quarantined. Lowest first."""
+"""Which slot is free, taken, reserved or quarantined, and which is given out next."""
 
 from __future__ import annotations
 
@@ -25,6 +25,19 @@ class SlotState(StrEnum):
     """Holds what nobody owns and what could not be undone; given to no other disk."""
 
 
+class SlotOrder(StrEnum):
+    """Which free slot is the next one."""
+
+    LOWEST_FIRST = "lowest first"
+    """Controller 0 LUN 0, 1, 2... then controller 1."""
+    SPREAD = "spread"
+    """LUN 0 of each controller, then LUN 1 of each.
+
+    Linux adds and removes the devices of one SCSI host one after another (scan_mutex), and
+    waits for RCU with each that goes; those of several hosts go side by side.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class SlotStatus:
     """A snapshot of one slot.
@@ -48,12 +61,21 @@ class SlotTable:
         controllers: how many the VM has.
         luns: how many LUNs each of them has.
         usable_controllers: how many of them the guest can use; None for all.
+        order: in which they are given out. A slot's index is its place there.
     """
 
-    def __init__(self, controllers: int, luns: int, usable_controllers: int | None = None) -> None:
+    def __init__(
+        self,
+        controllers: int,
+        luns: int,
+        usable_controllers: int | None = None,
+        order: SlotOrder = SlotOrder.LOWEST_FIRST,
+    ) -> None:
         self.controllers = controllers
         self.luns = luns
         usable = controllers if usable_controllers is None else min(controllers, usable_controllers)
+        self._usable = usable
+        self._spread = order is SlotOrder.SPREAD
         self._end = usable * luns
         self._remedy = (
             f"take another VM: this guest uses no controller above {usable - 1}"
@@ -89,7 +111,7 @@ class SlotTable:
         return SlotStatus(slot, SlotState.RESERVED if reason else SlotState.FREE, reason=reason)
 
     def take(self) -> Slot:
-        """The lowest free slot.
+        """The next free slot.
 
         Raises:
             NoAvailableLocationError: there is none.
@@ -97,12 +119,12 @@ class SlotTable:
         while self._returned:
             index = heapq.heappop(self._returned)
             if self._is_to_be_had(index):
-                return Slot(*divmod(index, self.luns))
+                return self._slot(index)
         while self._fresh < self._end:
             index = self._fresh
             self._fresh += 1
             if self._is_to_be_had(index):
-                return Slot(*divmod(index, self.luns))
+                return self._slot(index)
         raise NoAvailableLocationError(
             f"all {self._end} slots that the guest can use are taken, reserved or quarantined: "
             f"release a disk, or {self._remedy}"
@@ -122,5 +144,13 @@ class SlotTable:
     def _is_to_be_had(self, index: int) -> bool:
         return index not in self._reserved and index not in self._claimed
 
+    def _slot(self, index: int) -> Slot:
+        if self._spread:
+            lun, controller = divmod(index, self._usable)
+            return Slot(controller, lun)
+        return Slot(*divmod(index, self.luns))
+
     def _index(self, slot: Slot) -> int:
+        if self._spread and slot.controller < self._usable:
+            return slot.lun * self._usable + slot.controller
         return slot.controller * self.luns + slot.lun
