@@ -39,6 +39,9 @@ virtscsi_device_alloc: BLIST_TRY_VPD_PAGES; scsi_devinfo.c), whatever its versio
 whatever scsi_mod's default_dev_flags are.
 """
 
+SOONER_RCU = {"/sys/module/rcutree/parameters/jiffies_till_first_fqs": "0"}
+"""RCU looks at once whether idle processors let a grace period end, and not a tick later."""
+
 
 @dataclass(frozen=True)
 class Effect:
@@ -79,6 +82,10 @@ EFFECTS = (
     Effect("woken for each event", replace(ONE, listener=True)),
     Effect("agent stopped", replace(ONE, agent=False)),
     Effect("rcu_expedited off", replace(ONE, settings={"/sys/kernel/rcu_expedited": "0"})),
+    Effect("sooner RCU", replace(ONE, settings=SOONER_RCU)),
+    Effect("sooner RCU, 2 CPUs", replace(TWO_CPUS, settings=SOONER_RCU), TWO_CPUS),
+    Effect("sooner RCU, 4 controllers", replace(ONE, controllers=FOUR, settings=SOONER_RCU),
+           replace(ONE, controllers=FOUR)),
     Effect("deleted one by one", replace(ONE, threads=1)),
     Effect("deleted one by one, 2 CPUs", replace(TWO_CPUS, threads=1), TWO_CPUS),
 )  # fmt: skip

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 
 sys.path.insert(0, os.path.dirname(__file__))  # which -I leaves out
 sys.path.insert(0, "/run/hotlun/agent.pyz")
@@ -181,7 +182,11 @@ def main():
     guest = Guest(port)
     while True:
         request = port.hear()
-        port.say(getattr(guest, request.pop("do"))(**request))
+        try:
+            answer = getattr(guest, request.pop("do"))(**request)
+        except Exception:
+            answer = {"failed": traceback.format_exc()}
+        port.say(answer)
 
 
 if __name__ == "__main__":

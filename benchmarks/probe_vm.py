@@ -280,7 +280,10 @@ class ProbeVM:
 
     async def _hear(self) -> Any:
         async with asyncio.timeout(PATIENCE):
-            return json.loads(await self._reader.readline())
+            answer = json.loads(await self._reader.readline())
+        if isinstance(answer, dict) and "failed" in answer:
+            raise RuntimeError(f"in the guest: {answer['failed']}")
+        return answer
 
 
 async def _install(vm: Machine) -> None:
