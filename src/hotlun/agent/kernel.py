@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_PAGE = 4096
+"""Bytes, of the smallest page there is."""
+
 _SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 
 
@@ -33,16 +36,28 @@ class Kernel:
         self.proc = proc
         self.dev = dev
 
-    def read(self, path: str, limit: float = float("inf")) -> str:
-        """An attribute, without the newline.
-
-        Args:
-            limit: bytes after which to read no more of it.
+    def attribute(self, path: str) -> str:
+        """An attribute in sysfs, without the newline: one read, as none is over a page.
 
         Raises:
             OSError: it is not there, or its device is gone (ENODEV).
         """
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # open() does a lot more than that
+        try:
+            return os.read(file, _PAGE).decode("utf-8", "surrogateescape").strip()
+        finally:
+            os.close(file)
+
+    def read(self, path: str, limit: float = float("inf")) -> str:
+        """A file, without the newline at its end.
+
+        Args:
+            limit: bytes after which to read no more of it.
+
+        Raises:
+            OSError: it is not there, or what it tells of is gone.
+        """
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             content = b""
             while True:
@@ -53,17 +68,30 @@ class Kernel:
         finally:
             os.close(file)
 
-    def names(self, path: str) -> list[str]:
+    def names(self, path: str, stem: str = "") -> list[str]:
         """What is in a directory, sorted; nothing if it is not there or its process is gone.
+
+        Args:
+            stem: what the names begin with, others being left out.
+
+        Raises:
+            OSError: as `check_absent`.
+        """
+        names = self._listed(path)
+        return sorted([name for name in names if name.startswith(stem)] if stem else names)
+
+    def exists(self, path: str) -> bool:
+        """Whether there is something.
 
         Raises:
             OSError: as `check_absent`.
         """
         try:
-            return sorted(os.listdir(path))
+            os.stat(path)
         except OSError as error:
             check_absent(error)
-            return []
+            return False
+        return True
 
     def each_name(self, path: str) -> Iterator[str]:
         """As `names`, but one by one and in no order: where there can be a million."""
@@ -82,7 +110,11 @@ class Kernel:
         Raises:
             OSError: it is not there, or is no link.
         """
-        return os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
+        link = os.readlink(path)
+        folder = path.rpartition("/")[0]
+        while link.startswith("../"):  # normpath would take most of the time
+            link, folder = link[3:], folder.rpartition("/")[0]
+        return os.path.join(folder, link)
 
     def processes(self) -> list[str]:
         """The directories of all processes, our own first, less the kernel's threads.
@@ -90,8 +122,16 @@ class Kernel:
         They have no files, and are most of the processes of a small guest.
         """
         threads = self._threads()
-        pids = {name for name in self.names(self.proc) if name.isdigit()} - threads
-        return [f"{self.proc}/{pid}" for pid in ("self", *sorted(pids, key=int))]
+        names = self._listed(self.proc)
+        pids = [int(name) for name in names if name.isdigit() and name not in threads]
+        return [f"{self.proc}/{pid}" for pid in ("self", *sorted(pids))]
+
+    def _listed(self, path: str) -> list[str]:
+        try:
+            return os.listdir(path)
+        except OSError as error:
+            check_absent(error)
+            return []
 
     def _threads(self) -> set[str]:
         """The kernel's own threads, as far as it says (CONFIG_PROC_CHILDREN): kthreadd's children.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
 from typing import TYPE_CHECKING
 
 from hotlun.agent.kernel import check_absent
@@ -28,10 +27,10 @@ def find(kernel: Kernel, disk: str, number: int) -> str | None:
     Args:
         disk: its directory in sysfs.
     """
-    for name in names(kernel, disk):
-        path = os.path.join(disk, name)
+    for name in _candidates(kernel, disk):
+        path = f"{disk}/{name}"
         try:
-            if kernel.read(os.path.join(path, "partition")) == str(number):
+            if kernel.attribute(f"{path}/partition") == str(number):
                 return path
         except OSError as error:
             check_absent(error)
@@ -40,12 +39,7 @@ def find(kernel: Kernel, disk: str, number: int) -> str | None:
 
 def names(kernel: Kernel, disk: str) -> list[str]:
     """The names of a disk's partitions, which the kernel shows as directories in its own."""
-    return [
-        name
-        for name in kernel.names(disk)
-        if name.startswith(os.path.basename(disk))
-        and os.path.exists(os.path.join(disk, name, "partition"))
-    ]
+    return [name for name in _candidates(kernel, disk) if kernel.exists(f"{disk}/{name}/partition")]
 
 
 def read_table(disk: int) -> bool:
@@ -67,3 +61,8 @@ def read_table(disk: int) -> bool:
         if error.errno != errno.EINVAL:  # that is a disk without partitions, as some loops are
             raise
     return True
+
+
+def _candidates(kernel: Kernel, disk: str) -> list[str]:
+    """What has a partition's name, of some thirty attributes of the disk."""
+    return kernel.names(disk, disk.rpartition("/")[2])

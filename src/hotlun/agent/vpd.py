@@ -20,7 +20,8 @@ _SERIAL_NUMBER, _IDENTIFICATION = 0x80, 0x83
 """The pages of vital product data (SPC-4, 7.8) that have a serial in them."""
 
 _HEADER = 4
-_LONGEST = _HEADER + 0xFFFF
+_LONGEST = 4096
+"""Bytes of a page that the kernel shows: its own pages are not smaller (kernfs)."""
 
 _LOGICAL_UNIT, _VENDOR_SPECIFIC, _ASCII = 0, 0, 2
 """Association, type and code set of the designator that QEMU makes of a serial."""
@@ -54,7 +55,7 @@ class Identity(NamedTuple):
         serial = serial_number(_page(device, "vpd_pg80"))
         serial = serial or designated_serial(_page(device, "vpd_pg83"))
         try:
-            return cls(serial, int(kernel.read(os.path.join(disk, "size"))) * _SECTOR)
+            return cls(serial, int(kernel.attribute(f"{disk}/size")) * _SECTOR)
         except OSError as error:
             check_absent(error)
             return cls(serial)
@@ -95,7 +96,7 @@ def designated_serial(page: bytes) -> str:
 def _page(device: str, name: str) -> bytes:
     """A binary attribute; nothing if the device is gone or has no such page."""
     try:
-        file = os.open(os.path.join(device, name), os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(f"{device}/{name}", os.O_RDONLY | os.O_CLOEXEC)
         try:
             return os.read(file, _LONGEST)
         finally:

@@ -29,7 +29,7 @@ def write_back(kernel: Kernel, disk: BlockDevice) -> None:
         RequestError: it cannot be, of which there is one error.
     """
     for name in (disk.name, *partitions.names(kernel, disk.sysfs)):
-        file = _opened(os.path.join(kernel.dev, name))
+        file = _opened(f"{kernel.dev}/{name}")
         if file is None:
             continue
         try:
