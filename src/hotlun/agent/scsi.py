@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hotlun.agent import holders, orders, partitions
 from hotlun.agent.claims import InUseError, claimed, wait_for_processes
-from hotlun.agent.controllers import NoControllerError, scsi_host
+from hotlun.agent.controllers import Controllers, NoControllerError
 from hotlun.agent.errors import RequestError, words
 from hotlun.agent.kernel import check_absent
 from hotlun.agent.openers import Openers
@@ -75,6 +75,7 @@ class ScsiDisks:
     def __init__(self, kernel: Kernel, uevents: Uevents) -> None:
         self._kernel = kernel
         self._uevents = uevents
+        self._controllers = Controllers(kernel)
         self._openers = Openers(kernel)
 
     def find(self, slot: Slot, partition: int = 0) -> BlockDevice | None:
@@ -96,7 +97,7 @@ class ScsiDisks:
         """
         if slot.controller not in hosts:
             try:
-                hosts[slot.controller] = scsi_host(self._kernel, slot.controller)
+                hosts[slot.controller] = self._controllers.scsi_host(slot.controller)
             except NoControllerError:
                 hosts[slot.controller] = None
         host = hosts[slot.controller]
@@ -273,7 +274,7 @@ class ScsiDisks:
             )
 
     def _address(self, slot: Slot) -> str:
-        return _address_at(scsi_host(self._kernel, slot.controller), slot)
+        return _address_at(self._controllers.scsi_host(slot.controller), slot)
 
     def _device(self, address: str) -> str:
         """The directory of the SCSI device in sysfs.

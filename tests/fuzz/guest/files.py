@@ -233,8 +233,11 @@ class Files:
         node = self.find(path).node
         if not node.is_directory:
             raise failure(errno.ENOTDIR, path)
-        names = [*node.entries]
-        return contextlib.nullcontext(SimpleNamespace(name=name) for name in names)
+        entries = [*node.entries.items()]
+        return contextlib.nullcontext(
+            SimpleNamespace(name=name, inode=lambda inode=entry.inode: inode)
+            for name, entry in entries
+        )
 
     def readlink(self, path: str, *, dir_fd: int | None = None) -> str:
         self._step("readlink")
