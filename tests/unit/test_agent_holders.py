@@ -54,8 +54,8 @@ def open_file(process: Path, number: int, path: str, mount: str = "1") -> None:
 
 
 def loop_on(guest: FakeGuest, name: str, path: str) -> None:
-    (guest.sys / f"class/block/{name}/loop").mkdir(parents=True)
-    (guest.sys / f"class/block/{name}/loop/backing_file").write_text(f"{path}\n")
+    (guest.sys / f"devices/virtual/block/{name}/loop").mkdir(parents=True)
+    (guest.sys / f"devices/virtual/block/{name}/loop/backing_file").write_text(f"{path}\n")
 
 
 def swap_on(guest: FakeGuest, path: str) -> None:
@@ -68,7 +68,7 @@ def test_a_disk_that_nothing_uses_has_no_users(guest: FakeGuest, disk: str) -> N
     add_process(guest, "self", cwd="/")
     open_file(add_process(guest, "77", cwd="/"), 3, "/dev/null")
     loop_on(guest, "loop0", "/srv/image")
-    (guest.sys / "class/block/loop0p1").mkdir()
+    (guest.sys / "devices/virtual/block/loop0p1").mkdir()
     swap_on(guest, "/swapfile")
     assert holders.users(guest.kernel, disk) == []
 
@@ -226,7 +226,7 @@ def test_who_keeps_a_mount_busy_is_named_with_the_file(guest: FakeGuest) -> None
         "the program of process 73 (sleeper): /mnt/a/bin/x",
         "and 1 more",
     ]
-    (guest.sys / "class/block/loop0/loop/backing_file").unlink()
+    (guest.sys / "devices/virtual/block/loop0/loop/backing_file").unlink()
     named = holders.keeping_busy(guest.kernel, MOUNT, "")
     assert named[4] == "a mapped file of process 74 (sleeper): /mnt/a/some data"
 

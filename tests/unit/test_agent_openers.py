@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import pytest
 from support.guest import FakeGuest
 
+from hotlun.agent.holders import Opened
 from hotlun.agent.openers import Openers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from hotlun.agent.holders import OpenNodes
     from hotlun.agent.kernel import Kernel
 
 PATIENCE = 10.0
@@ -28,9 +28,9 @@ class Looks:
 
     def __init__(self) -> None:
         self.begun = threading.Semaphore(0)
-        self.answers: queue.SimpleQueue[OpenNodes | OSError] = queue.SimpleQueue()
+        self.answers: queue.SimpleQueue[Opened | OSError] = queue.SimpleQueue()
 
-    def __call__(self, kernel: Kernel) -> OpenNodes:
+    def __call__(self, kernel: Kernel) -> Opened:
         self.begun.release()
         answer = self.answers.get(timeout=PATIENCE)
         if isinstance(answer, OSError):
@@ -74,10 +74,10 @@ def test_who_asks_during_a_look_is_served_by_the_next(guest: FakeGuest, disk: st
         others = [threads.submit(openers.of, disk) for _ in range(ASKING - 1)]
         for _ in others:
             assert waiting.waits.acquire(timeout=PATIENCE)
-        looks.answers.put(([], True))
+        looks.answers.put(Opened())
         assert first.result(PATIENCE) == []
         assert looks.begun.acquire(timeout=PATIENCE)
-        looks.answers.put(([("8:0", f"{guest.kernel.proc}/77", "/dev/sda")], True))
+        looks.answers.put(Opened((("8:0", f"{guest.kernel.proc}/77", "/dev/sda"),)))
         told = {tuple(other.result(PATIENCE)) for other in others}
     assert told == {("process 77 (?) has /dev/sda open",)}
     assert not looks.begun.acquire(blocking=False)
@@ -95,5 +95,5 @@ def test_a_look_that_fails_is_had_again_by_who_waits(guest: FakeGuest, disk: str
         with pytest.raises(OSError, match="no descriptors"):
             first.result(PATIENCE)
         assert looks.begun.acquire(timeout=PATIENCE)
-        looks.answers.put(([], True))
+        looks.answers.put(Opened())
         assert second.result(PATIENCE) == []

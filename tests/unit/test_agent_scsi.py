@@ -477,7 +477,7 @@ def test_a_disk_under_a_loop_device_stays(guest: FakeGuest, loop: str) -> None:
     """Which does not hold it exclusively, and may be mounted."""
     guest.add_disk(1, "sda", loop)
     make_node(guest, "sda", loop)
-    over = guest.sys / "class/block/loop5/loop"
+    over = guest.sys / "devices/virtual/block/loop5/loop"
     over.mkdir(parents=True)
     (over / "backing_file").write_text(f"{guest.kernel.dev}/sda\n")
     with pytest.raises(RequestError, match="in use: sda is part of loop5"):

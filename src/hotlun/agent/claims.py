@@ -7,7 +7,6 @@ device on it is the exception: it holds its file, and be that a disk, like any p
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from hotlun.agent.kernel import check_absent
 from hotlun.bridge.messages import HResult
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from types import TracebackType
 
     from hotlun.agent.kernel import Kernel
     from hotlun.agent.openers import Openers
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 _LOOK_AGAIN = 0.05
 """Seconds between tries: the kernel does not announce that it has let go of a disk."""
 
-_LOOK_AT_PROCESSES_AGAIN = 0.2
+_LOOK_AT_OPENERS_AGAIN = 0.2
 """Seconds between looks at all processes, each of which costs milliseconds."""
 
 
@@ -45,14 +44,31 @@ class InUseError(RequestError):
         self.users = "; ".join(users)
 
 
-@contextlib.contextmanager
-def claimed(
-    kernel: Kernel, uevents: Uevents, disk: BlockDevice, deadline: Deadline
-) -> Iterator[int | None]:
-    """Hold the disk for the length of the block; gives its descriptor.
+class Claim:
+    """A disk that is held until the end of a `with`, which is given the descriptor.
 
     Without a node that can be opened, as when the disk is dying, that is None, and
     all that can be said is that nothing is known to use it.
+    """
+
+    def __init__(self, descriptor: int | None) -> None:
+        self._descriptor = descriptor
+
+    def __enter__(self) -> int | None:
+        return self._descriptor
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+
+def claimed(kernel: Kernel, uevents: Uevents, disk: BlockDevice, deadline: Deadline) -> Claim:
+    """Have the disk for oneself alone, as far as that excludes others: see `wait_for_openers`.
 
     Args:
         deadline: when to give up waiting for others to let go of it.
@@ -63,35 +79,24 @@ def claimed(
 
     def look() -> int | OSError | None:
         try:
-            claim = _open(disk)
+            return _open(disk)
         except OSError as error:
             check_absent(error)
             return None if error.errno == errno.EBUSY else error
-        is_free = False
-        try:
-            is_free = not any(holders.loops(kernel, disk.sysfs))
-        finally:
-            if not is_free:
-                os.close(claim)
-        return claim if is_free else None
 
     claim = uevents.wait_until(look, disk.name, deadline, look_again=_LOOK_AGAIN)
     if not isinstance(claim, int):
         users = holders.users(kernel, disk.sysfs)
         if users or claim is None:
             raise InUseError(disk, users)
-        yield None
-        return
-    try:
-        yield claim
-    finally:
-        os.close(claim)
+        return Claim(None)
+    return Claim(claim)
 
 
-def wait_for_processes(
+def wait_for_openers(
     openers: Openers, uevents: Uevents, disk: BlockDevice, deadline: Deadline
 ) -> None:
-    """Return when no process has the disk or a partition of it open, which a claim allows.
+    """Return when no process or loop device has the disk or a partition open, as a claim allows.
 
     Not found is who has only mapped it, or sent the descriptor to where nobody has received
     it yet, or is one of too many to be looked at.
@@ -105,7 +110,7 @@ def wait_for_processes(
         users[:] = openers.of(disk.sysfs)
         return None if users else True
 
-    if not uevents.wait_until(look, disk.name, deadline, look_again=_LOOK_AT_PROCESSES_AGAIN):
+    if not uevents.wait_until(look, disk.name, deadline, look_again=_LOOK_AT_OPENERS_AGAIN):
         raise InUseError(disk, users)
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from hotlun.agent import mountinfo, partitions
 from hotlun.agent.kernel import check_absent
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 
     from hotlun.agent.kernel import Kernel
     from hotlun.agent.mountinfo import Mount
-
-    OpenNodes = tuple[list[tuple[str, str, str]], bool]
-    """Each node by its device's number (`8:1`), the process's directory, and the path that it
-    was opened by; and whether there was time to look at every process."""
 
 _Found = TypeVar("_Found")
 
@@ -40,6 +36,21 @@ _MAPPING = r"(?m)^\S+ \S+ \S+ ([0-9a-f]+):([0-9a-f]+) \d+ +(/.*)$"
 """A line of /proc/<pid>/maps (proc(5)): a device, in hexadecimal, and a file on it."""
 
 
+class Opened(NamedTuple):
+    """Which block devices are open, by whom.
+
+    Args:
+        nodes: each by its device's number (`8:1`), the process's directory, and the path that
+            it was opened by. Our own process is left out.
+        is_all: whether there was time to look at every process.
+        loops: the loop devices in use, each with the path of its file.
+    """
+
+    nodes: tuple[tuple[str, str, str], ...] = ()
+    is_all: bool = True
+    loops: tuple[tuple[str, str], ...] = ()
+
+
 def users(kernel: Kernel, disk: str) -> list[str]:
     """What uses a disk or one of its partitions, in words; empty if nothing is known to.
 
@@ -51,30 +62,40 @@ def users(kernel: Kernel, disk: str) -> list[str]:
     return _named([*found, *loops(kernel, disk), *_mounts(kernel, parts), *_openers(kernel, disk)])
 
 
-def loops(kernel: Kernel, disk: str) -> list[str]:
-    """The loop devices on a disk or its partitions, in words."""
-    names = {
-        os.path.join(kernel.dev, name): name
-        for name in (os.path.basename(disk), *partitions.names(kernel, disk))
-    }
-    return [f"{names[file]} is part of {loop}" for loop, file in _loops(kernel) if file in names]
+def loops(kernel: Kernel, disk: str, used: tuple[tuple[str, str], ...] | None = None) -> list[str]:
+    """The loop devices on a disk or its partitions, in words.
+
+    Args:
+        used: those that there are; None to have a look.
+    """
+    used = tuple(_loops(kernel)) if used is None else used
+    if not used:
+        return []
+    names = {f"{kernel.dev}/{name}": name for name in map(_name, _parts(kernel, disk))}
+    return [f"{names[file]} is part of {loop}" for loop, file in used if file in names]
 
 
-def openers(kernel: Kernel, disk: str, nodes: OpenNodes | None = None) -> list[str]:
+def openers(kernel: Kernel, disk: str, opened: Opened | None = None) -> list[str]:
     """The processes, less our own, that have a disk's or a partition's node open, in words.
 
     Args:
-        nodes: what they have open; None to have a look.
+        opened: what they have open; None to have a look.
     """
-    return _named(_openers(kernel, disk, nodes))
+    return _named(_openers(kernel, disk, opened))
 
 
-def open_nodes(kernel: Kernel) -> OpenNodes:
-    """Which processes, less our own, have nodes of which block devices open."""
+def opened(kernel: Kernel) -> Opened:
+    """One look at all processes and loop devices."""
+    nodes, is_all = _open_nodes(kernel)
+    return Opened(tuple(nodes), is_all, tuple(_loops(kernel)))
+
+
+def _open_nodes(kernel: Kernel) -> tuple[list[tuple[str, str, str]], bool]:
     dev = f"{kernel.dev}/"
+    our_own = f"{kernel.proc}/{os.getpid()}"
 
     def look(process: str, end: float) -> Iterator[tuple[str, str, str]]:
-        if os.path.basename(process) == str(os.getpid()):
+        if process == our_own:
             return
         for descriptor, path in _descriptors(kernel, process, end):
             if path.startswith(dev):  # a container's, too
@@ -85,9 +106,11 @@ def open_nodes(kernel: Kernel) -> OpenNodes:
     return _at_processes(kernel, look)
 
 
-def _openers(kernel: Kernel, disk: str, nodes: OpenNodes | None = None) -> list[str]:
+def _openers(kernel: Kernel, disk: str, opened: Opened | None = None) -> list[str]:
+    found, is_all = (opened.nodes, opened.is_all) if opened else _open_nodes(kernel)
+    if not found:  # as mostly
+        return []
     numbers = {_number(kernel, part) for part in _parts(kernel, disk)} - {""}
-    found, is_all = nodes or open_nodes(kernel)
     ours = {process: path for number, process, path in reversed(found) if number in numbers}
     words = [f"process {kernel.command(process)} has {ours[process]} open" for process in ours]
     return _with_doubt(words[::-1], is_all)
@@ -124,7 +147,11 @@ def _named(found: list[str]) -> list[str]:
 
 def _parts(kernel: Kernel, disk: str) -> list[str]:
     """A disk's directory in sysfs, and those of its partitions."""
-    return [disk, *(os.path.join(disk, name) for name in partitions.names(kernel, disk))]
+    return [disk, *(f"{disk}/{name}" for name in partitions.names(kernel, disk))]
+
+
+def _name(device: str) -> str:
+    return device.rpartition("/")[2]
 
 
 def _stacked(kernel: Kernel, device: str) -> Iterator[str]:
@@ -152,14 +179,12 @@ def _swaps(kernel: Kernel) -> list[str]:
 
 def _loops(kernel: Kernel) -> Iterator[tuple[str, str]]:
     """The loop devices in use, each with the path of its file."""
-    block = os.path.join(kernel.sys, "class/block")
-    for name in kernel.names(block):
-        if not name.startswith("loop"):
-            continue
-        file = os.path.join(block, name, "loop/backing_file")
-        if os.path.exists(file):  # sooner than a failed read
+    virtual = f"{kernel.sys}/devices/virtual/block"  # in class/block are all disks, too
+    for name in kernel.names(virtual, "loop"):
+        file = f"{virtual}/{name}/loop/backing_file"
+        if kernel.exists(file):  # sooner than a failed read
             try:
-                yield name, kernel.read(file)
+                yield name, kernel.attribute(file)
             except OSError as error:  # no longer
                 check_absent(error)
 
@@ -299,7 +324,7 @@ def _mount_of(kernel: Kernel, descriptor: str) -> str:
 def _number(kernel: Kernel, device: str) -> str:
     """`8:1`, of a directory in sysfs; `""` if it is gone."""
     try:
-        return kernel.read(os.path.join(device, "dev"))
+        return kernel.attribute(f"{device}/dev")
     except OSError as error:
         check_absent(error)
         return ""

@@ -13,41 +13,44 @@ from hotlun.agent import holders
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hotlun.agent.holders import OpenNodes
+    from hotlun.agent.holders import Opened
     from hotlun.agent.kernel import Kernel
 
 
 class Openers:
-    """Looks at the processes, for whoever asks meanwhile.
+    """Looks at the processes and loop devices, for whoever asks meanwhile.
 
     Args:
         kernel: where it shows them.
         look: has the look.
     """
 
-    def __init__(
-        self, kernel: Kernel, look: Callable[[Kernel], OpenNodes] = holders.open_nodes
-    ) -> None:
+    def __init__(self, kernel: Kernel, look: Callable[[Kernel], Opened] = holders.opened) -> None:
         self._kernel = kernel
         self._look_at = look
         self._changed = threading.Condition()
         self._begun = 0
         """How many looks."""
         self._ended = 0
-        self._seen: OpenNodes = [], True
+        self._seen = holders.Opened()
         """By the last look that ended."""
 
     def of(self, disk: str) -> list[str]:
-        """The processes, less our own, that have it or a partition of it open, in words.
+        """The loop devices and processes, less our own, that have it or a part open, in words.
 
         What is told was seen after this was called, never before.
 
         Args:
             disk: its directory in sysfs.
         """
-        return holders.openers(self._kernel, disk, self._seen_now())
+        seen = self._seen_now()
+        # Partitions are looked for after that: somebody may have added one meanwhile.
+        return [
+            *holders.loops(self._kernel, disk, seen.loops),
+            *holders.openers(self._kernel, disk, seen),
+        ]
 
-    def _seen_now(self) -> OpenNodes:
+    def _seen_now(self) -> Opened:
         with self._changed:
             wanted = self._begun + 1  # one that is under way may have gone past already
             while self._begun != self._ended and self._ended < wanted:

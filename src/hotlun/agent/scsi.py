@@ -20,7 +20,7 @@ import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from hotlun.agent import holders, orders, partitions
-from hotlun.agent.claims import InUseError, claimed, wait_for_processes
+from hotlun.agent.claims import InUseError, claimed, wait_for_openers
 from hotlun.agent.controllers import Controllers, NoControllerError
 from hotlun.agent.errors import RequestError, words
 from hotlun.agent.kernel import check_absent
@@ -188,7 +188,7 @@ class ScsiDisks:
         patience = deadline.within(_BUSY_PATIENCE)
         with claimed(self._kernel, self._uevents, disk, patience) as claim:
             if claim is not None:
-                wait_for_processes(self._openers, self._uevents, disk, patience)
+                wait_for_openers(self._openers, self._uevents, disk, patience)
             first = functools.partial(write_back, self._kernel, disk)
             self._let_go(slot, address, device, disk, deadline, first)
 
@@ -244,7 +244,7 @@ class ScsiDisks:
             now = deadline.within(0)
             with claimed(self._kernel, self._uevents, disk, now):
                 # What they have written may be in memory yet, and would go to the new disk.
-                wait_for_processes(self._openers, self._uevents, disk, now)
+                wait_for_openers(self._openers, self._uevents, disk, now)
                 self._let_go(disk.slot, address, device, disk, deadline)
         except InUseError as error:
             raise RequestError(
@@ -361,6 +361,9 @@ class ScsiDisks:
         unread = "; the table on the disk may say more, but cannot be read again now: in use, "
         try:
             with claimed(self._kernel, self._uevents, disk, deadline.within(0)) as claim:
+                loops = holders.loops(self._kernel, disk.sysfs)
+                if loops:
+                    raise InUseError(disk, loops)
                 if claim is None or self._uevents.wait_until(
                     lambda: partitions.read_table(claim) or None,
                     disk.name,
