@@ -12,7 +12,6 @@ which virtio-scsi keeps eight buffers: of 32 disks that are replaced at once it 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import os
@@ -30,7 +29,8 @@ from hotlun.agent.writeback import write_back
 from hotlun.bridge.messages import HResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from types import TracebackType
 
     from hotlun.agent.kernel import Kernel
     from hotlun.agent.settings import Slot
@@ -62,6 +62,29 @@ class BlockDevice(NamedTuple):
         """Whether that is the status of a node of this device."""
         number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
         return stat.S_ISBLK(status.st_mode) and number == self.number
+
+
+class Held:
+    """A device whose disk is open until the end of a `with`, which is given the device.
+
+    Args:
+        file: the disk's descriptor.
+    """
+
+    def __init__(self, device: BlockDevice, file: int) -> None:
+        self._device = device
+        self._file = file
+
+    def __enter__(self) -> BlockDevice:
+        return self._device
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        os.close(self._file)
 
 
 class ScsiDisks:
@@ -123,7 +146,6 @@ class ScsiDisks:
         with self.hold(slot, partition, deadline, identity) as device:
             return device
 
-    @contextlib.contextmanager
     def hold(
         self,
         slot: Slot,
@@ -132,8 +154,8 @@ class ScsiDisks:
         identity: Identity | None = None,
         *,
         fresh_table: bool = False,
-    ) -> Iterator[BlockDevice]:
-        """Wait for the device, and see to it that its name means no other during the block.
+    ) -> Held:
+        """Wait for the device, and see to it that its name means no other during the `with`.
 
         The name and number of a disk that is open are given to no other, even if it goes.
         So what is done to the node, after the disk was proved to be the one that is meant,
@@ -152,22 +174,25 @@ class ScsiDisks:
                 disk than is meant; or a disk without this partition.
         """
         address = self._address(slot)
-        with contextlib.ExitStack() as stack:
-            disk, found = self._held(slot, address, deadline, stack, identity)
+        disk, file, found = self._opened(slot, address, deadline, identity)
+        if identity is not None and not found.is_proof_of(identity):
+            os.close(file)
+            self._discover_again(disk, address, found, identity, deadline)
+            was = f", after another disk's device was let go: {found.against(identity)}"
+            disk, file, found = self._opened(slot, address, deadline, identity, was)
+        try:
             if identity is not None and not found.is_proof_of(identity):
-                stack.close()
-                self._discover_again(disk, address, found, identity, deadline)
-                was = f", after another disk's device was let go: {found.against(identity)}"
-                disk, found = self._held(slot, address, deadline, stack, identity, was)
-                if not found.is_proof_of(identity):
-                    raise RequestError(
-                        f"{disk} is not the disk that is meant: {found.against(identity)}; "
-                        "nothing was done to it",
-                        HResult.WRONG_DISK,
-                    )
+                raise RequestError(
+                    f"{disk} is not the disk that is meant: {found.against(identity)}; "
+                    "nothing was done to it",
+                    HResult.WRONG_DISK,
+                )
             if partition:
                 disk = self._wait_for_partition(disk, partition, deadline, fresh=fresh_table)
-            yield disk
+        except BaseException:
+            os.close(file)
+            raise
+        return Held(disk, file)
 
     def unplug(self, slot: Slot, deadline: Deadline) -> None:
         """Have the kernel let the disk go; return when its device is gone, or was not there.
@@ -181,7 +206,7 @@ class ScsiDisks:
             device = self._device(address)
         except (NoControllerError, FileNotFoundError):
             return
-        disk = self._disk(slot, address)
+        disk = self._disk_of(slot, address, device)
         if disk is None:
             self._let_go(slot, address, device, None, deadline)
             return
@@ -190,18 +215,17 @@ class ScsiDisks:
             if claim is not None:
                 wait_for_openers(self._openers, self._uevents, disk, patience)
             first = functools.partial(write_back, self._kernel, disk)
-            self._let_go(slot, address, device, disk, deadline, first)
+            self._let_go(slot, address, device, disk, deadline, first, claim=claim)
 
-    def _held(
+    def _opened(
         self,
         slot: Slot,
         address: str,
         deadline: Deadline,
-        stack: contextlib.ExitStack,
         wanted: Identity | None,
         was: str = "",
-    ) -> tuple[BlockDevice, Identity]:
-        """Wait for the disk, have the stack hold it open, and find out what it is if that matters.
+    ) -> tuple[BlockDevice, int, Identity]:
+        """Wait for the disk, open it, and find out what it is if that matters.
 
         Args:
             was: what has been done already, for the error.
@@ -215,14 +239,20 @@ class ScsiDisks:
                     HResult.WRONG_DISK if was else HResult.TIMEOUT,
                 )
             file = self._open(disk, deadline)
-            if file is not None:
-                stack.callback(os.close, file)
+            if file is None:
+                continue
+            is_there = False
+            try:
                 found = Identity()
                 if wanted is not None:
                     found = Identity.read(self._kernel, _device_of(disk), disk.sysfs)
                 # Its name is no other's now, so if that is there, what was read was this one's.
-                if self._kernel.names(os.path.dirname(disk.sysfs)) == [disk.name]:
-                    return disk, found
+                is_there = self._kernel.exists(disk.sysfs)
+            finally:
+                if not is_there:
+                    os.close(file)
+            if is_there:
+                return disk, file, found
 
     def _discover_again(
         self, disk: BlockDevice, address: str, found: Identity, wanted: Identity, deadline: Deadline
@@ -242,10 +272,10 @@ class ScsiDisks:
             return
         try:
             now = deadline.within(0)
-            with claimed(self._kernel, self._uevents, disk, now):
+            with claimed(self._kernel, self._uevents, disk, now) as claim:
                 # What they have written may be in memory yet, and would go to the new disk.
                 wait_for_openers(self._openers, self._uevents, disk, now)
-                self._let_go(disk.slot, address, device, disk, deadline)
+                self._let_go(disk.slot, address, device, disk, deadline, claim=claim)
         except InUseError as error:
             raise RequestError(
                 f"{disk} is not the disk that is meant: {found.against(wanted)}; to look for "
@@ -262,11 +292,16 @@ class ScsiDisks:
         disk: BlockDevice | None,
         deadline: Deadline,
         first: Callable[[], None] | None = None,
+        *,
+        claim: int | None = None,
     ) -> None:
+        def is_same() -> bool:
+            if disk is not None and claim is not None:  # its name is no other's, so it will do
+                return self._kernel.exists(disk.sysfs)
+            return self._disk(slot, address) == disk
+
         shown = [disk.sysfs] if disk else []
-        if not orders.delete(
-            self._uevents, device, shown, lambda: self._disk(slot, address) == disk, deadline, first
-        ):
+        if not orders.delete(self._uevents, device, shown, is_same, deadline, first):
             raise RequestError(
                 f"{disk or f'disk {slot}'}: the kernel was told to write back what it has in "
                 f"memory and let it go, and still has it after {deadline.seconds:g} s",
@@ -282,20 +317,23 @@ class ScsiDisks:
         Raises:
             FileNotFoundError: there is none.
         """
-        return self._kernel.target(os.path.join(self._kernel.sys, "bus/scsi/devices", address))
+        return self._kernel.target(f"{self._kernel.sys}/bus/scsi/devices/{address}")
 
     def _disk(self, slot: Slot, address: str) -> BlockDevice | None:
         try:
-            block = os.path.join(self._device(address), "block")
+            device = self._device(address)
         except FileNotFoundError:
             return None
-        names = self._kernel.names(block)
+        return self._disk_of(slot, address, device)
+
+    def _disk_of(self, slot: Slot, address: str, device: str) -> BlockDevice | None:
+        names = self._kernel.names(f"{device}/block")
         if len(names) > 1:
             raise RequestError(
                 f"disk {slot}: SCSI address {address} has more than one block device: "
                 + ", ".join(names)
             )
-        return self._block_device(slot, os.path.join(block, names[0])) if names else None
+        return self._block_device(slot, f"{device}/block/{names[0]}") if names else None
 
     def _partition(self, disk: BlockDevice, partition: int) -> BlockDevice | None:
         path = partitions.find(self._kernel, disk.sysfs, partition)
@@ -303,20 +341,19 @@ class ScsiDisks:
 
     def _block_device(self, slot: Slot, path: str) -> BlockDevice | None:
         try:
-            number = self._kernel.read(os.path.join(path, "dev"))
+            number = self._kernel.attribute(f"{path}/dev")
         except OSError as error:
             check_absent(error)
             return None
-        name = os.path.basename(path)
-        node = os.path.join(self._kernel.dev, name)
-        return BlockDevice(slot, name, node, number, path)
+        name = path.rpartition("/")[2]
+        return BlockDevice(slot, name, f"{self._kernel.dev}/{name}", number, path)
 
     def _open(self, device: BlockDevice, deadline: Deadline) -> int | None:
         """Wait for the node, and open it; None if the device goes meanwhile."""
 
         def look() -> int | None:
             file = _opened_node(device)
-            return -1 if file is None and not os.path.exists(device.sysfs) else file
+            return -1 if file is None and not self._kernel.exists(device.sysfs) else file
 
         file = self._uevents.wait_until(look, device.name, deadline, look_again=_NODE_LOOK_AGAIN)
         if file is None:
@@ -386,20 +423,26 @@ def _address_at(host: int, slot: Slot) -> str:
 
 def _device_of(disk: BlockDevice) -> str:
     """The SCSI device's directory in sysfs, two above that of its block device."""
-    return os.path.dirname(os.path.dirname(disk.sysfs))
+    return disk.sysfs.rsplit("/", 2)[0]
 
 
 def _opened_node(device: BlockDevice) -> int | None:
     """The node's descriptor; None if there is none yet that is this device's."""
     try:
-        if not device.has_node(os.stat(device.node)):
-            return None
         file = os.open(device.node, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
+        if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV) or _is_anothers(device):
             return None
         raise RequestError(f"{device}: {device.node} cannot be opened: {words(error)}") from error
     if device.has_node(os.fstat(file)):
         return file
     os.close(file)
     return None
+
+
+def _is_anothers(device: BlockDevice) -> bool:
+    """Whether the node is another device's, or there is none."""
+    try:
+        return not device.has_node(os.stat(device.node))
+    except OSError as error:
+        return error.errno == errno.ENOENT
