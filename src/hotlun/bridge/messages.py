@@ -241,7 +241,10 @@ def decode(payload: bytes) -> Fields:
             `MAX_DEPTH`, or with a number of more than 20 digits.
     """
     try:
-        document = _DECODER.decode(payload.decode())
+        text = payload.decode().strip(_BLANKS)
+        document, end = _DECODER.raw_decode(text)  # decode() looks for blanks with two regexes
+        if end != len(text):
+            raise json.JSONDecodeError("Extra data", text, end)
     except MessageError:
         raise
     except RecursionError:
@@ -250,6 +253,13 @@ def decode(payload: bytes) -> Fields:
         raise MessageError(f"not a JSON document: {error}") from None
     if not isinstance(document, dict):
         raise MessageError(f"not a JSON object but {_kind_of(document)}")
+    # Mostly there are not enough brackets for that.
+    if payload.count(b"{") + payload.count(b"[") > MAX_DEPTH and _is_deep(document):
+        raise MessageError(f"nested deeper than {MAX_DEPTH}")
+    return Fields(document)
+
+
+def _is_deep(document: Document) -> bool:
     level: list[Any] = [document]
     for _ in range(MAX_DEPTH):
         if not level:
@@ -260,9 +270,7 @@ def decode(payload: bytes) -> Fields:
             for inner in (outer.values() if isinstance(outer, dict) else outer)
             if isinstance(inner, (dict, list))
         ]
-    if level:
-        raise MessageError(f"nested deeper than {MAX_DEPTH}")
-    return Fields(document)
+    return bool(level)
 
 
 def _parse_integer(digits: str) -> int:
@@ -278,6 +286,11 @@ def _refuse_constant(word: str) -> None:
 # Made once: json.dumps() and json.loads() with arguments of ours make one each time.
 _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 _DECODER = json.JSONDecoder(parse_int=_parse_integer, parse_constant=_refuse_constant)
+_BLANKS = " \t\n\r"
+
+
+def _between(minimum: int, maximum: int) -> str:
+    return f"a whole number, {minimum} to {maximum}"
 
 
 def _kind_of(value: object) -> str:
@@ -293,10 +306,12 @@ class Fields:
     Each getter raises `MessageError`, naming the member, for a value of another type.
     """
 
+    __slots__ = ("_folded", "_where", "document")
+
     def __init__(self, document: Mapping[str, Any], where: str = "") -> None:
         self.document = document
         self._where = where
-        self._folded = {name.lower(): value for name, value in document.items()}
+        self._folded: dict[str, Any] | None = None
 
     def __contains__(self, name: str) -> bool:
         return self._get(name) is not None
@@ -322,10 +337,10 @@ class Fields:
         value = self._get(name)
         if value is None and default is not None:
             return default
-        expected = f"a whole number, {minimum} to {maximum}"
         if not isinstance(value, int) or isinstance(value, bool):
-            raise self._wrong(name, value, expected)
+            raise self._wrong(name, value, _between(minimum, maximum))
         if not minimum <= value <= maximum:
+            expected = _between(minimum, maximum)
             raise MessageError(f"{self._where}{name} is {value}, not {expected}")
         return value
 
@@ -363,8 +378,12 @@ class Fields:
         return [Fields(item, f"{self._where}{name}.") for item in value]
 
     def _get(self, name: str) -> Any:
-        exact = self.document.get(name)
-        return self._folded.get(name.lower()) if exact is None else exact
+        value = self.document.get(name)
+        if value is None:  # or spelled otherwise
+            if self._folded is None:
+                self._folded = {spelled.lower(): told for spelled, told in self.document.items()}
+            value = self._folded.get(name.lower())
+        return value
 
     def _wrong(self, name: str, value: object, expected: str) -> MessageError:
         return MessageError(f"{self._where}{name} is {_kind_of(value)}, not {expected}")
@@ -443,10 +462,10 @@ class ModifyRequest(NamedTuple):
         Raises:
             MessageError: `Request` or its `Settings` is missing, or something is of a wrong type.
         """
-        for where, name in ((document, "Request"), (document.fields("Request"), "Settings")):
+        request = document.fields("Request")
+        for where, name in ((document, "Request"), (request, "Settings")):
             if name not in where:
                 raise MessageError(f"{name} is missing")
-        request = document.fields("Request")
         return cls(
             request.string("RequestType") or ADD,
             request.string("ResourceType"),
