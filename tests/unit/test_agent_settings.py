@@ -141,6 +141,13 @@ def test_a_digest_stands_for_how_it_is_mounted() -> None:
     assert len(base) == 32
 
 
+def test_a_digest_stands_for_every_member_that_a_mount_is_made_from() -> None:
+    """Which are all but two, and of the key, whether there is one."""
+    base = settings("/m0")
+    others = {name: base._replace(**{name: "another"}).digest for name in base._fields}
+    assert {name for name in others if others[name] == base.digest} == {"lazy", "timeout"}
+
+
 def test_a_timeout_of_nothing_is_the_agents_own() -> None:
     """0 is how a host leaves it unsaid; all else is in milliseconds."""
     assert read_timeout(Fields({})) is None

@@ -20,7 +20,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import json
 import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
@@ -151,10 +150,15 @@ class DiskSettings(NamedTuple):
         return settings
 
     @property
+    def has_layers(self) -> bool:
+        """Whether it is not the device itself that is mounted, but what is mapped to it."""
+        return self.verity is not None or (self.encrypted and not self.block_device)
+
+    @property
     def digest(self) -> bytes:
         """Stands for all that the mount is made from, the key excepted."""
-        told = {**self._asdict(), "key": self.key is not None, "lazy": None, "timeout": None}
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32].encode()
+        told = self[: self._fields.index("key")], self.key is not None, self.verity
+        return hashlib.sha256(repr(told).encode()).hexdigest()[:32].encode()
 
     def check(self) -> None:
         """Refuse what cannot be done to any disk, before one is touched."""
