@@ -18,7 +18,7 @@ from hotlun.agent.errors import RequestError
 from hotlun.bridge.messages import HResult
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
 # include/uapi/linux/mount.h
 MS_RDONLY = 1 << 0
@@ -169,7 +169,10 @@ class MountOptions(NamedTuple):
         return ",".join(self.data)
 
 
-def parse(options: Iterable[str], filesystem: str = "", *, read_only: bool = False) -> MountOptions:
+_NONE = MountOptions(0, (), ())
+
+
+def parse(options: Sequence[str], filesystem: str = "", *, read_only: bool = False) -> MountOptions:
     """Take the words in the caller's order; a later one undoes an earlier one.
 
     Args:
@@ -180,6 +183,8 @@ def parse(options: Iterable[str], filesystem: str = "", *, read_only: bool = Fal
     Raises:
         RequestError: a word that no disk can be mounted with, or too many words.
     """
+    if not options and not read_only:
+        return _NONE
     flags = 0
     propagations = []
     data = []
