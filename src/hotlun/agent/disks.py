@@ -8,7 +8,6 @@ remembered here.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from hotlun.agent.uevents import Deadline
 from hotlun.bridge.messages import HResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from hotlun.agent.kernel import Kernel
     from hotlun.agent.mappings import Mappings
@@ -78,10 +77,11 @@ class Disks:
             return
         with self._mounts.claim(settings.path) as place:
             link = settings.block_device
-            if not link and place.look() is not None and self._is_mounted(settings, place):
-                _log.debug("disk %s is at %s already", settings.slot, place)
-                return
-            self._mounts.check_free(place, link=link)
+            if place.look() is not None:
+                if not link and self._is_mounted(settings, place):
+                    _log.debug("disk %s is at %s already", settings.slot, place)
+                    return
+                self._mounts.check_free(place, link=link)
             with self._scsi.hold(
                 settings.slot,
                 settings.partition,
@@ -91,11 +91,12 @@ class Disks:
             ) as device:
                 if link and self._is_linked(settings, device, place):
                     return
-                with self._opened(settings, device, deadline) as used:
-                    if link:
-                        self._mounts.link(used, place)
-                    else:
-                        self._mount(settings, used, place)
+                orphans.wait_for(self._kernel, device, deadline)
+                self._close(settings)  # a predecessor's
+                if settings.has_layers:
+                    self._put_opened(settings, device, place)
+                else:
+                    self._put(settings, device, place)
             _log.debug("%s is at %s", device, place)
 
     def unmount(self, settings: DiskSettings) -> None:
@@ -198,27 +199,20 @@ class Disks:
             raise RequestError(f"{place} exists already: it is a link to {target}")
         return True
 
-    @contextlib.contextmanager
-    def _opened(
-        self, settings: DiskSettings, device: BlockDevice, deadline: Deadline
-    ) -> Iterator[BlockDevice]:
-        """What is to be mounted: the device, or what lies over it; closed again after an error."""
-        slot, partition = settings.slot, settings.partition
-        orphans.wait_for(self._kernel, device, deadline)
-        layered = settings.verity is not None or (settings.encrypted and not settings.block_device)
-        self._mappings.close(slot, partition, Deadline(BUSY_TIMEOUT))  # a predecessor's
-        if not layered:
-            yield device
-            return
+    def _put_opened(self, settings: DiskSettings, device: BlockDevice, place: Place) -> None:
+        """Open what lies over the device, and put that at the place; closed after an error."""
         try:
-            yield self._open(settings, device)
+            self._put(settings, self._open(settings, device), place)
         except BaseException:
             try:
-                self._mappings.close(slot, partition, Deadline(BUSY_TIMEOUT))
+                self._close(settings)
             except RequestError as error:
                 _log.warning("after a failed mount: %s", error)
-                self._mappings.close(slot, partition, Deadline(0), lazy=True)
+                self._mappings.close(settings.slot, settings.partition, Deadline(0), lazy=True)
             raise
+
+    def _close(self, settings: DiskSettings) -> None:
+        self._mappings.close(settings.slot, settings.partition, Deadline(BUSY_TIMEOUT))
 
     def _open(self, settings: DiskSettings, device: BlockDevice) -> BlockDevice:
         layers = Layers.over(settings.slot, settings.partition)
@@ -252,10 +246,13 @@ class Disks:
                 HResult.INVALID_ARGUMENT,
             )
 
-    def _mount(self, settings: DiskSettings, device: BlockDevice, place: Place) -> None:
-        """Mount the device, or what lies over it, with the filesystem that it is to have."""
+    def _put(self, settings: DiskSettings, device: BlockDevice, place: Place) -> None:
+        """Link to the device, or what lies over it; or mount it as the filesystem it is to have."""
+        if settings.block_device:
+            self._mounts.link(device, place)
+            return
         filesystem = settings.filesystem
-        if filesystem:
+        if filesystem and (settings.ensure_filesystem or not filesystems.is_known(filesystem)):
             filesystems.check_type(self._kernel, device, filesystem)
         if settings.encrypted and settings.key is None:
             unwritten.make(device, filesystem)

@@ -74,6 +74,11 @@ def detect_mountable(device: BlockDevice) -> str:
     raise RequestError(f"{device} holds {what}")
 
 
+def is_known(filesystem: str) -> bool:
+    """Whether it is one that is on disks; that the kernel lacks it, the mount itself will say."""
+    return filesystem in superblocks.FILESYSTEMS
+
+
 def check_type(kernel: Kernel, device: BlockDevice, filesystem: str) -> None:
     """Refuse a type that this guest cannot mount from a device.
 
@@ -85,7 +90,7 @@ def check_type(kernel: Kernel, device: BlockDevice, filesystem: str) -> None:
             f"{device} cannot be mounted as {filesystem}: this guest's kernel has no such "
             "filesystem"
         )
-    if filesystem in superblocks.FILESYSTEMS:
+    if is_known(filesystem):
         return
     if f"nodev\t{filesystem}" in kernel.read(f"{kernel.proc}/filesystems").split("\n"):
         raise RequestError(
