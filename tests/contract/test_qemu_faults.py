@@ -165,7 +165,7 @@ async def test_an_attach_without_an_answer_is_unknown(
         with pytest.raises(OutcomeUnknownError, match=f"no answer to {command}") as caught:
             await host.attach(disk)
         assert (caught.value.disk, caught.value.slot) == (disk.disk, disk.slot)
-        assert monitor.commands[-1] == command
+        assert monitor.commands[-2:] == ["blockdev-add", "device_add"]
         await host.attach(disk)
 
 
@@ -237,6 +237,28 @@ async def test_half_an_attach_is_undone(monitor: ScriptedMonitor, disk: Attachme
     assert monitor.commands[-3:] == ["blockdev-add", "device_add", "blockdev-del"]
 
 
+async def test_a_refused_node_has_no_device(monitor: ScriptedMonitor, disk: Attachment) -> None:
+    """The device is asked for with it, and refused for want of it: the error is the node's."""
+    monitor.answers["blockdev-add"] = Refuses("Could not open 'x': Permission denied")
+    monitor.answers["device_add"] = Refuses("Property 'scsi-hd.drive' can't find value 'x'")
+    async with scripted(monitor) as host:
+        with pytest.raises(BackendError, match="the VM's user may not open the disk"):
+            await host.attach(disk)
+    assert monitor.commands[-2:] == ["blockdev-add", "device_add"]
+
+
+@pytest.mark.parametrize("answer", [{}, Silence.STAYS, Silence.HANGS_UP])
+async def test_a_refused_node_and_a_device_that_may_be_there_are_unknown(
+    monitor: ScriptedMonitor, disk: Attachment, answer: object
+) -> None:
+    """It may have found another node of that name, or nobody says what became of it."""
+    monitor.answers["blockdev-add"] = Refuses("Duplicate nodes with node-name='x'")
+    monitor.answers["device_add"] = answer
+    async with scripted(monitor, timeout=SHORT) as host:
+        with pytest.raises(OutcomeUnknownError, match=r"detach it|no answer to device_add"):
+            await host.attach(disk)
+
+
 @pytest.mark.parametrize("answer", [Refuses("no"), Refuses("Node x is in use"), Silence.HANGS_UP])
 async def test_half_an_attach_that_cannot_be_undone_is_unknown(
     monitor: ScriptedMonitor, disk: Attachment, answer: Refuses | Silence
@@ -251,7 +273,7 @@ async def test_half_an_attach_that_cannot_be_undone_is_unknown(
 
 async def test_unknown_words_are_passed_on(monitor: ScriptedMonitor, disk: Attachment) -> None:
     """A refusal that no row of the table knows arrives as it is, with its class."""
-    monitor.answers["blockdev-add"] = Refuses("the moon is full", "KVMMissingCap")
+    monitor.answers["device_add"] = Refuses("the moon is full", "KVMMissingCap")
     async with scripted(monitor) as host:
         with pytest.raises(BackendError, match="QEMU refuses: the moon is full") as caught:
             await host.attach(disk)

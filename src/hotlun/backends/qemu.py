@@ -7,7 +7,7 @@ meet a newer disk.
 
 Commands and their deadlines are in `link`, how a lost connection comes back in `monitor`,
 what QEMU's refusals mean in `refusals` and its events in `news`, what a disk is to QEMU in
-`nodes` and `providers`, how it is taken out again in `removal`.
+`nodes` and `providers`, how it is put in and taken out again in `addition` and `removal`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from hotlun.backends.access import AccessGrants
+from hotlun.backends.addition import add_device
 from hotlun.backends.attached import Attached, Known, id_of
 from hotlun.backends.errand import Errand
 from hotlun.backends.migration import command_line, device_properties
 from hotlun.backends.monitor import Monitor
 from hotlun.backends.news import News
 from hotlun.backends.nodes import block_node
-from hotlun.backends.removal import remove_device, remove_node
+from hotlun.backends.removal import remove_device
 from hotlun.backends.survey import look
 from hotlun.backends.topology import find_controllers, occupied_slots
 from hotlun.errors import (
@@ -124,7 +125,7 @@ class QEMUHostBackend:
             yield cls(monitor, found, allowed)
 
     async def attach(self, attachment: Attachment) -> None:
-        """Add the block node, then the device on it; the node goes again if the device fails.
+        """Add the block node, and the device on it; the node goes again if the device fails.
 
         Raises:
             SlotTakenError: another device of the VM is at this slot.
@@ -141,15 +142,8 @@ class QEMUHostBackend:
             raise errand.error(type(error), str(error), detail=error.detail) from error
         self._known.comes(attachment)
         try:
-            await self._monitor.command(errand, "blockdev-add", node.arguments)
-            try:
-                device = device_properties(attachment, bus)
-                await self._monitor.command(errand, "device_add", device)
-            except (OutcomeUnknownError, VMGoneError):
-                raise
-            except HotlunError:
-                await self._undo_node(errand, name)
-                raise
+            device = device_properties(attachment, bus)
+            await add_device(self._monitor, errand, name, node.arguments, device)
         except OutcomeUnknownError:
             raise
         except HotlunError:
@@ -360,21 +354,3 @@ class QEMUHostBackend:
                 listener(event)
             except Exception:
                 _log.exception("a listener failed at %s", event)
-
-    async def _undo_node(self, errand: Errand, name: str) -> None:
-        try:
-            is_gone = await remove_node(self._monitor, errand, name)
-        except VMGoneError:
-            raise
-        except HotlunError as error:
-            raise errand.error(
-                OutcomeUnknownError,
-                "the device was refused, and its block node could not be removed again; detach it",
-                code=error.code,
-                detail=error.detail,
-            ) from error
-        if not is_gone:
-            raise errand.error(
-                OutcomeUnknownError,
-                "the device was refused, and its block node is still in use; detach it",
-            )
