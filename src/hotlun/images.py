@@ -20,8 +20,7 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hotlun.containers import qcow2, vhd, vhdx
 from hotlun.containers.file import SECTOR, Contents, ImageFile
@@ -41,8 +40,7 @@ _BACKING_FORMATS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(NamedTuple):
     """An image file that has been checked.
 
     Args:

@@ -8,8 +8,7 @@ told of it.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -23,8 +22,7 @@ def id_of(attachment: Attachment) -> str:
     return f"hotlun-{attachment.serial}"
 
 
-@dataclass(frozen=True, slots=True)
-class Attached:
+class Attached(NamedTuple):
     """An attachment that the VM has.
 
     Args:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from hotlun.errors import HotlunError
 
@@ -13,8 +12,7 @@ if TYPE_CHECKING:
 _Error = TypeVar("_Error", bound=HotlunError)
 
 
-@dataclass(frozen=True, slots=True)
-class Errand:
+class Errand(NamedTuple):
     """One call of a backend.
 
     Args:

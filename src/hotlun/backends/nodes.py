@@ -6,7 +6,6 @@ read-only all the way down, locking.
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
@@ -68,7 +67,7 @@ def block_node(
         BackendError: it cannot be such a disk.
         UnsupportedError: nobody provides this extensible virtual disk.
     """
-    _check_sayable(disk.path)
+    _sayable(disk.path)
     if disk.kind is DiskKind.VIRTUAL_DISK:
         if disk.format is None:
             raise BackendError(
@@ -92,7 +91,6 @@ def block_node(
         else:
             protocol, size = provider_node(disk, is_open=is_open), None
         node = _node("raw", protocol, read_only=disk.read_only)
-    _check_sayable(node)  # a symbolic link may lead anywhere
     return DiskNode({"node-name": name, **node}, size)
 
 
@@ -114,18 +112,20 @@ def needed_files(disk: Disk, *, allow_backing: Collection[str] = ()) -> dict[str
     return files
 
 
-def _check_sayable(value: object) -> None:
-    """Refuse a path that is not UTF-8: QEMU's monitor hangs up on one that it is told of."""
+def _sayable(path: str) -> str:
+    """The path, if it is UTF-8: QEMU's monitor hangs up on one that it is told of and is not."""
     try:
-        json.dumps(value, ensure_ascii=False).encode()
+        path.encode()
     except UnicodeEncodeError as error:
         raise BackendError(
             "its path is not UTF-8, and QEMU's monitor takes no other; rename it"
         ) from error
+    return path
 
 
 def _image_node(image: Image, *, read_only: bool) -> Node:
-    file: Node = {"driver": "file", "filename": image.path, "locking": "on"}
+    # A symbolic link may have led anywhere.
+    file: Node = {"driver": "file", "filename": _sayable(image.path), "locking": "on"}
     node = _node(_DRIVERS[image.format], file, read_only=read_only)
     if image.format is ImageFormat.QCOW2:
         below = image.backing
@@ -135,7 +135,7 @@ def _image_node(image: Image, *, read_only: bool) -> Node:
 
 
 def _host_device(path: str) -> Node:
-    return {"driver": "host_device", "filename": os.path.realpath(path), "locking": "on"}
+    return {"driver": "host_device", "filename": _sayable(os.path.realpath(path)), "locking": "on"}
 
 
 def _checked_size(path: str) -> int | None:
