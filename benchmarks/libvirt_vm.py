@@ -252,7 +252,7 @@ def _domain(hardware: Hardware, directory: str, kernel: str, root: str) -> str:
     """The devices of `hotlun.vm.hardware`, at the same places."""
     controllers = "".join(
         f"<controller type='scsi' index='{index}' model='virtio-scsi'>"
-        f"{_pci(FIRST_CONTROLLER_ADDRESS + index)}</controller>"
+        f"<driver ioeventfd='off'/>{_pci(FIRST_CONTROLLER_ADDRESS + index)}</controller>"
         for index in range(hardware.controllers)
     )
     here = escape(directory)

@@ -32,15 +32,15 @@ CONTROLLERS = {
     "one-queue": "0000:00:18.0",
     "iothread": "0000:00:19.0",
     "no-events": "0000:00:1a.0",
-    "no-ioeventfd": "0000:00:1b.0",
+    "ioeventfd": "0000:00:1b.0",
 }
 """By id, where they are on the guest's PCI bus."""
 MORE_CONTROLLERS = (
     ("-object", "iothread,id=thread"),
-    ("-device", "virtio-scsi-pci,id=one-queue,num_queues=1,addr=0x18"),
+    ("-device", "virtio-scsi-pci,id=one-queue,num_queues=1,ioeventfd=off,addr=0x18"),
     ("-device", "virtio-scsi-pci,id=iothread,iothread=thread,addr=0x19"),
-    ("-device", "virtio-scsi-pci,id=no-events,hotplug=off,addr=0x1a"),
-    ("-device", "virtio-scsi-pci,id=no-ioeventfd,ioeventfd=off,addr=0x1b"),
+    ("-device", "virtio-scsi-pci,id=no-events,hotplug=off,ioeventfd=off,addr=0x1a"),
+    ("-device", "virtio-scsi-pci,id=ioeventfd,addr=0x1b"),
 )
 
 

@@ -28,9 +28,9 @@ def test_controllers_ascend_on_the_pci_bus() -> None:
     """Our order is PCI order: that is how the agent finds a controller."""
     words = [word for word in devices(Hardware(controllers=3)) if "virtio-scsi" in word]
     assert words == [
-        "virtio-scsi-pci,id=scsi0,addr=0x10",
-        "virtio-scsi-pci,id=scsi1,addr=0x11",
-        "virtio-scsi-pci,id=scsi2,addr=0x12",
+        "virtio-scsi-pci,id=scsi0,addr=0x10,ioeventfd=off",
+        "virtio-scsi-pci,id=scsi1,addr=0x11,ioeventfd=off",
+        "virtio-scsi-pci,id=scsi2,addr=0x12,ioeventfd=off",
     ]
 
 

@@ -145,7 +145,9 @@ def device_arguments(hardware: Hardware, wiring: Wiring) -> list[str]:
     ]  # fmt: skip
     for index, name in enumerate(hardware.controller_ids):
         address = FIRST_CONTROLLER_ADDRESS + index
-        arguments += ["-device", f"virtio-scsi-pci,id={name},addr={address:#x}"]
+        # The processor that sends a command carries it out. To wake QEMU's main loop for it takes
+        # longer than most of what a disk is asked when it is new (benchmarks/probe.py).
+        arguments += ["-device", f"virtio-scsi-pci,id={name},addr={address:#x},ioeventfd=off"]
     if hardware.user:
         arguments += ["-runas", _user_and_group(hardware.user)]
     return [*arguments, *hardware.extra_arguments]
