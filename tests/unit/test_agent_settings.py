@@ -144,7 +144,8 @@ def test_a_digest_stands_for_how_it_is_mounted() -> None:
 def test_a_digest_stands_for_every_member_that_a_mount_is_made_from() -> None:
     """Which are all but two, and of the key, whether there is one."""
     base = settings("/m0")
-    others = {name: base._replace(**{name: "another"}).digest for name in base._fields}
+    changes: list[dict[str, Any]] = [{name: "another"} for name in base._fields]
+    others = {name: base._replace(**change).digest for change in changes for name in change}
     assert {name for name in others if others[name] == base.digest} == {"lazy", "timeout"}
 
 
