@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.guest import FakeGuest
-from support.mapper import FakeMapper
+from support.mapper import LIST, FakeMapper
 
 from hotlun.agent.devmapper import DeviceMapper, Table
 from hotlun.agent.disks import Disks
@@ -105,6 +105,40 @@ def test_layers_are_closed_from_the_outside_in(
     mappings.close(SLOT, 0, Deadline(0))
     assert list(kernel.devices) == [stranger, neighbour]
     mappings.close(SLOT, 0, Deadline(0))
+
+
+def test_without_older_ones_the_kernel_is_not_asked(
+    guest: FakeGuest, mappings: Mappings, kernel: FakeMapper
+) -> None:
+    """It was once. From when some of a slot's are to be made, it is asked about that slot."""
+    (guest.root / "proc/locks").write_text("")
+    assert mappings.top(SLOT, 0) is None
+    kernel.refused.add(LIST)
+    assert mappings.top(SLOT, 0) is None
+    mappings.close(SLOT, 0, Deadline(0))
+    mappings.close_unused(SLOT, Deadline(0))
+    mappings.expect(SLOT)
+    with pytest.raises(RequestError, match="could not be looked for"):
+        mappings.close(SLOT, 0, Deadline(0))
+    mappings.close(Slot(0, 2), 0, Deadline(0))
+
+
+@pytest.mark.parametrize("locks", ["", "1: OFDLCK ADVISORY  READ  -1 00:06:321 0 EOF\n"])
+def test_older_ones_are_found(
+    guest: FakeGuest, mappings: Mappings, kernel: FakeMapper, locks: str
+) -> None:
+    """Those that are there, and those that a program which is still at work will make."""
+    (guest.root / "proc/locks").write_text(locks)
+    disk = guest.add_disk(1, "sda", "8:0")
+    if locks:
+        assert mappings.top(SLOT, 0) is None
+    put(guest, mappings, Layers.over(Slot(0, 2), 0).crypt, disk)
+    put(guest, mappings, LAYERS.crypt, disk)
+    (guest.root / "proc/locks").write_text("")
+    for slot in (Slot(0, 2), SLOT):
+        assert mappings.top(slot, 0) is not None
+        mappings.close(slot, 0, Deadline(0))
+    assert not kernel.devices
 
 
 def test_a_layer_in_use_is_waited_for(

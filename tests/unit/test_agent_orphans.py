@@ -15,6 +15,7 @@ import pytest
 from hotlun.agent import orphans, programs
 from hotlun.agent.errors import AbandonedError, RequestError
 from hotlun.agent.kernel import Kernel
+from hotlun.agent.orphans import Orphans
 from hotlun.agent.scsi import BlockDevice
 from hotlun.agent.settings import Slot
 from hotlun.agent.uevents import Deadline
@@ -40,7 +41,7 @@ def started(device: BlockDevice, script: str) -> subprocess.Popen[str]:
 
 
 def wait(device: BlockDevice, seconds: float) -> None:
-    orphans.wait_for(Kernel(), device, Deadline(seconds))
+    Orphans(Kernel()).wait_for(device, Deadline(seconds))
 
 
 def test_without_one_nothing_is_waited_for(device: BlockDevice) -> None:
@@ -73,7 +74,7 @@ def test_who_asked_may_go(device: BlockDevice) -> None:
         orphans.marked(device.node),
         pytest.raises(AbandonedError),
     ):
-        orphans.wait_for(Kernel(), device, Deadline(30, lambda: False))
+        Orphans(Kernel()).wait_for(device, Deadline(30, lambda: False))
 
 
 def test_other_locks_of_a_node_are_not_minded(device: BlockDevice) -> None:
@@ -90,3 +91,39 @@ def test_a_node_that_is_not_there_is_worked_on_by_nobody(device: BlockDevice) ->
     Path(device.node).unlink()
     wait(device, 0)
     programs.run("a disk", ["/bin/true"], node=device.node)
+
+
+@pytest.mark.parametrize(
+    ("locks", "are_any"),
+    [
+        ("", False),
+        ("1: OFDLCK ADVISORY  READ  -1 00:06:321 0 EOF\n", True),
+        (
+            "1: FLOCK  ADVISORY  WRITE 7 00:19:44 0 EOF\n2: OFDLCK ADVISORY  READ -1 0:6:3 0 EOF",
+            True,
+        ),
+        (
+            "1: FLOCK  ADVISORY  READ  7 00:19:44 0 EOF\n2: POSIX  ADVISORY  READ  7 0:6:3 0 EOF",
+            False,
+        ),
+        ("1: OFDLCK ADVISORY  WRITE -1 00:06:321 0 EOF\n", False),
+        ("1: OFDLCK ADVISORY  READ  -1 00:06:321 128 128\n", False),
+    ],
+)
+def test_locks_tell_whether_there_may_be_any(tmp_path: Path, locks: str, are_any: bool) -> None:
+    """Those over all of a file, for reading, of an open file description."""
+    (tmp_path / "locks").write_text(locks)
+    assert Orphans(Kernel(proc=str(tmp_path))).are_any() is are_any
+
+
+def test_there_are_no_new_ones(tmp_path: Path, device: BlockDevice) -> None:
+    """Once there were none; what this process starts itself is looked for all the same."""
+    locks = tmp_path / "locks"
+    orphans_of_before = Orphans(Kernel(proc=str(tmp_path)))
+    assert orphans_of_before.are_any()
+    locks.write_text("")
+    assert not orphans_of_before.are_any()
+    locks.write_text("1: OFDLCK ADVISORY  READ  -1 00:06:321 0 EOF\n")
+    assert not orphans_of_before.are_any()
+    with orphans.marked(device.node), pytest.raises(RequestError, match="still at work"):
+        orphans_of_before.wait_for(device, Deadline(0))

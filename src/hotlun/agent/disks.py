@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from hotlun.agent import encryption, filesystems, luks, orphans, unwritten, verity
+from hotlun.agent import encryption, filesystems, luks, unwritten, verity
 from hotlun.agent.errors import RequestError
 from hotlun.agent.mappings import Layers
 from hotlun.agent.survey import Survey
@@ -91,7 +91,7 @@ class Disks:
             ) as device:
                 if link and self._is_linked(settings, device, place):
                     return
-                orphans.wait_for(self._kernel, device, deadline)
+                self._mappings.orphans.wait_for(device, deadline)
                 self._close(settings)  # a predecessor's
                 if settings.has_layers:
                     self._put_opened(settings, device, place)
@@ -112,10 +112,10 @@ class Disks:
             # Whether it was to be encrypted is not asked: hcsshim's host does not say it here.
             device = self._scsi.find(slot, partition)
             if device is not None:
-                orphans.wait_for(self._kernel, device, Deadline(self._timeout))
+                self._mappings.orphans.wait_for(device, Deadline(self._timeout))
             top = self._mappings.top(slot, partition)
             if top is not None:
-                orphans.wait_for(self._kernel, top, Deadline(self._timeout))
+                self._mappings.orphans.wait_for(top, Deadline(self._timeout))
             devices = [found for found in (top, device) if found is not None]
             if settings.block_device:
                 was_there = self._mounts.unlink(devices, place)
@@ -201,6 +201,7 @@ class Disks:
 
     def _put_opened(self, settings: DiskSettings, device: BlockDevice, place: Place) -> None:
         """Open what lies over the device, and put that at the place; closed after an error."""
+        self._mappings.expect(settings.slot)
         try:
             self._put(settings, self._open(settings, device), place)
         except BaseException:

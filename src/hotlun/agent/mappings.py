@@ -3,6 +3,9 @@
 The name says the slot, the partition and the layer. So one that a predecessor of this
 agent left, killed between two steps, is found by the next request about the same disk,
 and closed; nothing has to be remembered for that.
+
+What is remembered spares questions: once an agent has seen that those before it have left
+no mapped device, and no program that could make one, there are its own alone.
 """
 
 from __future__ import annotations
@@ -12,9 +15,10 @@ import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from hotlun.agent import holders, orphans
+from hotlun.agent import holders
 from hotlun.agent.errors import RequestError, words
 from hotlun.agent.kernel import check_absent
+from hotlun.agent.orphans import Orphans
 from hotlun.agent.scsi import BlockDevice
 from hotlun.agent.uevents import Deadline
 from hotlun.bridge.messages import HResult
@@ -45,8 +49,11 @@ class Layers(NamedTuple):
         return cls(*(f"{_stem(slot)}{partition}-{layer}" for layer in cls._fields))
 
 
+_OURS = "hotlun-"
+
+
 def _stem(slot: Slot) -> str:
-    return f"hotlun-{slot.controller}-{slot.lun}-p"
+    return f"{_OURS}{slot.controller}-{slot.lun}-p"
 
 
 class Mappings:
@@ -58,8 +65,16 @@ class Mappings:
 
     def __init__(self, kernel: Kernel, mapper: DeviceMapper, uevents: Uevents) -> None:
         self.mapper = mapper
+        self.orphans = Orphans(kernel)
         self._kernel = kernel
         self._uevents = uevents
+        self._used: set[Slot] = set()
+        self._are_older = True
+        """Whether there may be some that are not this agent's."""
+
+    def expect(self, slot: Slot) -> None:
+        """Look for the layers of a slot from now on: there are to be some."""
+        self._used.add(slot)
 
     def top(self, slot: Slot, partition: int) -> BlockDevice | None:
         """The device that is to be used, if the partition has any layer now."""
@@ -142,11 +157,18 @@ class Mappings:
 
     def _names(self, slot: Slot, partition: int | None) -> list[str]:
         """Of the layers that there are, the outermost first; mostly there is none."""
+        if not self._may_have_any(slot):
+            return []
         stem = _stem(slot) + ("" if partition is None else f"{partition}-")
         found = self.mapper.names(stem)
         return [
             name for layer in Layers._fields for name in found if name.rpartition("-")[2] == layer
         ]
+
+    def _may_have_any(self, slot: Slot) -> bool:
+        if self._are_older:  # in this order: the last thing that an orphan does may be to make one
+            self._are_older = self.orphans.are_any() or bool(self.mapper.names(_OURS))
+        return self._are_older or slot in self._used
 
     def _remove(self, name: str) -> bool:
         """Whether the device is gone, with the node that cryptsetup makes where there is no udev.
@@ -161,7 +183,7 @@ class Mappings:
         return self.mapper.remove(name)
 
     def _close_busy(self, name: str, device: BlockDevice, deadline: Deadline) -> None:
-        orphans.wait_for(self._kernel, device, Deadline(_PROGRAM_PATIENCE))
+        self.orphans.wait_for(device, Deadline(_PROGRAM_PATIENCE))
         removed = self._uevents.wait_until(
             lambda: self.mapper.remove(name) or None,
             device.name,

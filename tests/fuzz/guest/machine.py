@@ -90,6 +90,9 @@ PROFILE = Profile(
     },
 )
 
+_LOCK = b"1: OFDLCK ADVISORY  READ  -1 00:06:321 0 EOF\n"
+"""In /proc/locks, while somebody's program is at work on a disk."""
+
 _THEIRS = """cwd /mnt/theirs
 exe /usr/bin/bash
 root /
@@ -247,6 +250,7 @@ class Guest:
         lines = [f"{'nodev' * (name == 'proc')}\t{name}\n" for name in KNOWN]
         tree.file("/proc/filesystems", "".join(lines).encode())
         tree.file("/proc/misc", lambda: b"237 device-mapper\n" * self.mapper.is_loaded)
+        tree.file("/proc/locks", lambda: _LOCK * bool(self.mapper.at_work))
         tree.file("/proc/swaps", b"Filename\tType\n")
         tree.file("/proc/self/mountinfo", self.calls.mountinfo)
         tree.link("/proc/self/ns/mnt", "mnt:[4026531840]")
