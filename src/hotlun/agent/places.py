@@ -11,7 +11,6 @@ every later agent knows what it may remove, by rmdir(2), which cannot remove mor
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
@@ -26,7 +25,7 @@ from hotlun.agent.syscalls import Seen
 from hotlun.agent.ways import ABSENT, FOLDER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from hotlun.agent.kernel import Kernel
     from hotlun.agent.mountinfo import Mount
@@ -34,6 +33,8 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _OURS = 0o1700
+_LINKS_OF_EMPTY = 2
+"""Of a directory: its name and its `.`; each that is in it has a `..`, which is one more."""
 _LABEL = "trusted.hotlun"
 """Of a directory that is mounted on: as what. Only root can read and write those."""
 
@@ -53,8 +54,9 @@ class Places:
         """Of those, the ones that directories are made for, and are not to be removed under."""
         self._removed: list[str] = []
         """The directories that are just being removed."""
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         """Held to look at these, never for a call that a hung filesystem can keep."""
+        self._are_removed = threading.Condition(self._lock)
 
     def claim(self, path: str) -> Place:
         """The path for one request alone, from now until the end of its `with`.
@@ -64,7 +66,7 @@ class Places:
                 is behind a link that is not followed.
         """
         place = Place(self, path)
-        with self._changed:
+        with self._lock:
             is_free = place.path not in self.claimed
             self.claimed.add(place.path)
         if not is_free:
@@ -75,7 +77,7 @@ class Places:
     def release(self, place: Place) -> None:
         """Let others have the path."""
         place.close()
-        with self._changed:
+        with self._lock:
             self.claimed.remove(place.path)
             self._made.discard(place.path)
 
@@ -85,31 +87,29 @@ class Places:
         Returns once nobody does any more. What waits for a filesystem that hangs is what
         was to be made on it.
         """
-        with self._changed:
+        with self._lock:
             self._made.add(path)
-            self._changed.wait_for(
-                lambda: not any(_leads_to(directory, path) for directory in self._removed)
-            )
+            while self._removed and any(_leads_to(removed, path) for removed in self._removed):
+                self._are_removed.wait()
 
     def give_up(self, path: str) -> None:
         """Have `keep` end."""
-        with self._changed:
+        with self._lock:
             self._made.discard(path)
 
-    @contextlib.contextmanager
-    def removing(self, directory: str) -> Iterator[bool]:
-        """Whether a directory may be removed in this block: nothing is made below it meanwhile."""
-        with self._changed:
+    def begin_removing(self, directory: str) -> bool:
+        """Whether a directory may be removed: nothing is made below it until `end_removing`."""
+        with self._lock:
             is_free = not any(_leads_to(directory, path) for path in self._made)
             if is_free:
                 self._removed.append(directory)
-        try:
-            yield is_free
-        finally:
-            if is_free:
-                with self._changed:
-                    self._removed.remove(directory)
-                    self._changed.notify_all()
+        return is_free
+
+    def end_removing(self, directory: str) -> None:
+        """Have `keep` wait for that no longer."""
+        with self._lock:
+            self._removed.remove(directory)
+            self._are_removed.notify_all()
 
 
 class Place:
@@ -212,15 +212,18 @@ class Place:
         folder = os.path.dirname(self.path)
         if self.parent is None or os.readlink(syscalls.path_of(self._folder)) != folder:
             return False
+        found = syscalls.identity(self._folder, folder)
+        if found is not None:
+            return found == syscalls.identity(self._folder)
         try:
-            found = os.open(folder, FOLDER)
+            opened = os.open(folder, FOLDER)
         except OSError as error:
             check_absent(error)
             return False
         try:
-            return self._identity(found) == self._identity(self._folder)
+            return self._identity(opened) == self._identity(self._folder)
         finally:
-            os.close(found)
+            os.close(opened)
 
     def make_directory(self) -> int:
         """The directory there, by a descriptor; it and those above are made if need be.
@@ -230,8 +233,7 @@ class Place:
         """
 
         def make() -> int:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(self._name, _OURS, dir_fd=self._folder)
+            self._make_folder(self._name)
             return os.open(self._name, FOLDER, dir_fd=self._folder)
 
         return self._make(make)
@@ -288,13 +290,11 @@ class Place:
         self._places.give_up(self.path)
         if self._folder < 0:
             self._walk()
-        while self._remove() and self._depth:
+        while self._remove() and self._depth and self._may_go():
             self._leave()
 
     def _identity(self, folder: int) -> tuple[int | str, ...]:
-        found = syscalls.identity(folder)
-        if found is not None:
-            return found
+        """As that of `syscalls`, which does not tell."""
         status = os.fstat(folder)
         return status.st_dev, status.st_ino, mountinfo.mount_of(self._places.kernel, folder)
 
@@ -330,8 +330,7 @@ class Place:
                 if self._folder < 0:
                     self._walk()
                 for part in self._folders[self._depth :]:
-                    with contextlib.suppress(FileExistsError):
-                        os.mkdir(part, _OURS, dir_fd=self._folder)
+                    self._make_folder(part)
                     self._enter(part)
                 return last()
             except FileNotFoundError as error:  # a folder was removed, after another unmount
@@ -346,16 +345,32 @@ class Place:
         self.clear()
         raise RequestError(failed)
 
+    def _make_folder(self, name: str) -> None:
+        try:  # noqa: SIM105 - suppress() costs an emulated guest as much again
+            os.mkdir(name, _OURS, dir_fd=self._folder)
+        except FileExistsError:
+            pass
+
+    def _may_go(self) -> bool:
+        """Whether the folder that was reached may have to be removed now.
+
+        One that has others in it need not be tried; a filesystem that does not count them
+        says that there are none.
+        """
+        try:
+            status = os.fstat(self._folder)
+        except OSError as error:
+            _log.debug("what leads to %s stays as it is: %s", self.path, words(error))
+            return False
+        return _is_ours(status) and status.st_nlink <= _LINKS_OF_EMPTY
+
     def _remove(self) -> bool:
         """Whether what the path has next is not there, or not any more."""
         name, is_all = self._parts[self._depth], self._depth == len(self._folders)
         try:
             status = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
             if _is_ours(status):
-                with self._places.removing(self._here) as is_free:
-                    if is_free:
-                        os.rmdir(name, dir_fd=self._folder)
-                    return is_free
+                return self._remove_folder(name)
             if is_all and stat.S_ISDIR(status.st_mode):
                 os.removexattr(self.target, _LABEL, follow_symlinks=False)
         except OSError as error:
@@ -363,6 +378,16 @@ class Place:
                 return True
             _log.debug("%s stays as it is: %s", self._here, words(error))
         return False
+
+    def _remove_folder(self, name: str) -> bool:
+        path = self._here
+        if not self._places.begin_removing(path):
+            return False
+        try:
+            os.rmdir(name, dir_fd=self._folder)
+        finally:
+            self._places.end_removing(path)
+        return True
 
     @property
     def _here(self) -> str:

@@ -244,16 +244,19 @@ def look(folder: int, name: str) -> Seen | None:
     return Seen(stat.S_ISDIR(mode), str(number), f"{major}:{minor}")
 
 
-def identity(folder: int) -> tuple[int, ...] | None:
+def identity(folder: int, path: str = "") -> tuple[int, ...] | None:
     """statx(2): what only this folder has, as it is reached through this mount.
 
-    None where `look` does not tell either.
+    None where `look` does not tell either, or it cannot be reached.
+
+    Args:
+        path: from the folder to the one that is meant; if that is a link, it is not followed.
     """
     if _statx is None:
         return None
     found = ctypes.create_string_buffer(_STATX.size)
-    flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
-    if _statx(folder, b"", flags, _STATX_INO | _STATX_MNT_ID, found):
+    flags = _AT_EMPTY_PATH | _AT_SYMLINK_NOFOLLOW | _AT_STATX_DONT_SYNC
+    if _statx(folder, os.fsencode(path), flags, _STATX_INO | _STATX_MNT_ID, found):
         return None
     mask, _, _, *told = _STATX.unpack(found)
     return tuple(told) if mask & _STATX_MNT_ID else None
