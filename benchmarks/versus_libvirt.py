@@ -27,14 +27,18 @@ Theirs is Debian's python3-libvirt and libvirtd (`libvirt_vm.py`), in three ways
 
 "Mounted" is when the last mount has exited, "gone" when the last DEVICE_REMOVED has come.
 They are spared what ours does besides: nobody proves that a device is the disk that was
-attached, nor deletes it in the guest before it is pulled, and who waits for that is not timed.
-The targets are about the best of theirs, for each table and number of disks by itself.
+attached, nor deletes it in the guest before it is pulled. The guest does that afterwards, and
+until then a disk at the same LUN can be taken for the one before, or not be seen; so the last
+table goes on until the guest has none left, as it has none when ours are gone. The targets
+are about the best of theirs, for each table and number of disks by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import statistics
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +47,7 @@ from typing import TYPE_CHECKING
 
 from attach import prepare
 from libvirt_vm import LibvirtVM, give
-from reporting import Report, arguments, in_turn, medians, run
+from reporting import Report, arguments, in_turn, run
 
 from hotlun import Manager, MountConfig
 from hotlun.vm import Accelerator, Machine
@@ -52,7 +56,7 @@ from hotlun.vm.launch import Software
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 DISKS = (32, 64)
 RUNS = 5
@@ -61,8 +65,9 @@ THREADS = 8
 """For theirs at once: no other number is better. With as many as there are disks, or mounting
 while others are still being attached, it is sooner at times; but as often the guest has no time
 for anything but the shells that wait for their devices."""
-PHASES = {"mounted": 1.5, "gone": 4.0}
-"""By what is waited for: how many times sooner than the best of theirs is aimed at."""
+PHASES = ("mounted", "gone", "gone from the guest, too")
+LIMITS = {"mounted": 1.5, "gone": 4.0}
+"""How many times sooner than the best of theirs is aimed at."""
 CONFIG = MountConfig(filesystem="ext4")
 CONTROLLER = f"/sys/bus/pci/devices/0000:00:{FIRST_CONTROLLER_ADDRESS:02x}.0/virtio*/host*"
 FIND = f"""
@@ -73,11 +78,12 @@ done
 """There is no udev in this guest to make a link by path."""
 MOUNTS = "/run/mounts/scsi/m"
 
-Seconds = tuple[float, float]
+Seconds = tuple[float, float, float]
+"""Until all are mounted; and from the beginning of their release, for the other phases."""
 
 
 async def ours(vm: Machine, images: Sequence[str]) -> Seconds:
-    """Seconds until all are mounted, and then until all are gone."""
+    """A Manager's."""
     async with Manager(vm.host, vm.guest) as manager:
         begin = time.perf_counter()
         mounts = await asyncio.gather(
@@ -85,34 +91,35 @@ async def ours(vm: Machine, images: Sequence[str]) -> Seconds:
         )
         mounted = time.perf_counter()
         await asyncio.gather(*(mount.release() for mount in mounts))
-        return mounted - begin, time.perf_counter() - mounted
+        gone = time.perf_counter() - mounted
+        return mounted - begin, gone, gone
 
 
 class Theirs:
-    """The ways of libvirt, each the seconds until all are mounted, and then until all are gone."""
+    """The ways of libvirt."""
 
     def __init__(self, vm: LibvirtVM) -> None:
         self._vm = vm
 
     def one_by_one(self, images: Sequence[str]) -> Seconds:
-        begin = time.perf_counter()
-        for lun, image in enumerate(images):
-            self._vm.attach(lun, image)
-            path = f"{MOUNTS}{lun}"
-            self._shell(lun, f'mkdir -p {path} && mount -t ext4 "/dev/${{device##*/}}" {path}')
-        mounted = time.perf_counter()
-        self._look(len(images))
-        releasing = time.perf_counter()
-        for lun, image in enumerate(images):
-            self._unmount(lun)
-            self._vm.detach(lun, image)
-            self._vm.wait_until_gone([lun])
-        gone = time.perf_counter()
-        self._look(0)
-        return mounted - begin, gone - releasing
+        def mount() -> None:
+            for lun, image in enumerate(images):
+                self._vm.attach(lun, image)
+                path = f"{MOUNTS}{lun}"
+                self._shell(lun, f'mkdir -p {path} && mount -t ext4 "/dev/${{device##*/}}" {path}')
+
+        def release() -> None:
+            for lun, image in enumerate(images):
+                self._unmount(lun)
+                self._vm.detach(lun, image)
+                self._vm.wait_until_gone([lun])
+
+        return self._timed(len(images), mount, release)
 
     def at_once(self, images: Sequence[str], *, overlapping: bool) -> Seconds:
-        def release(lun: int) -> None:
+        luns = range(len(images))
+
+        def detach(lun: int) -> None:
             self._unmount(lun)
             if overlapping:
                 self._vm.begin_detach(lun)
@@ -120,20 +127,28 @@ class Theirs:
                 self._vm.detach(lun, images[lun])
 
         with ThreadPoolExecutor(THREADS) as threads:
-            begin = time.perf_counter()
-            for lun, image in enumerate(images):
-                self._vm.attach(lun, image)
-            for _ in threads.map(self._mount, range(len(images))):
-                pass  # but what one has raised is raised here
-            mounted = time.perf_counter()
-            self._look(len(images))
-            releasing = time.perf_counter()
-            for _ in threads.map(release, range(len(images))):
-                pass
-            self._vm.wait_until_gone(range(len(images)))
-            gone = time.perf_counter()
+
+            def mount() -> None:
+                for lun, image in enumerate(images):
+                    self._vm.attach(lun, image)
+                list(threads.map(self._mount, luns))  # what one of them raises is raised here
+
+            def release() -> None:
+                list(threads.map(detach, luns))
+                self._vm.wait_until_gone(luns)
+
+            return self._timed(len(images), mount, release)
+
+    def _timed(self, disks: int, mount: Callable[[], None], release: Callable[[], None]) -> Seconds:
+        begin = time.perf_counter()
+        mount()
+        mounted = time.perf_counter() - begin
+        self._look(disks)
+        begin = time.perf_counter()
+        release()
+        gone = time.perf_counter() - begin
         self._look(0)
-        return mounted - begin, gone - releasing
+        return mounted, gone, time.perf_counter() - begin
 
     def _mount(self, lun: int) -> None:
         path = f"{MOUNTS}{lun}"
@@ -150,16 +165,16 @@ class Theirs:
         self._vm.run(
             "/bin/sh",
             "-c",
-            f"until set -- {CONTROLLER}/target*/*:0:0:*/block/*; [ -e $1 ] || shift; "
-            f"[ $# = {disks} ]; do sleep 0.05; done; "
+            f'until set -- {CONTROLLER}/target*/*:0:0:*/block/*; [ -e "$1" ] || shift; '
+            f"[ $# = {disks} ]; do sleep 0.02; done; "
             f"[ $(grep -c {MOUNTS} /proc/mounts) = {disks} ]",
         )
 
 
 async def compare(
     vm: Machine, theirs: Theirs, images: Sequence[str], runs: int
-) -> dict[str, dict[str, float]]:
-    """Medians in seconds, by phase and way."""
+) -> dict[str, list[float]]:
+    """By phase, the medians in seconds: ours, and those of their ways."""
     samples: dict[str, list[Seconds]] = {}
 
     async def kept(way: str, work: Callable[[], Awaitable[Seconds]]) -> float:
@@ -175,7 +190,7 @@ async def compare(
     }
     await in_turn(runs + 1, **{way: partial(kept, way, work) for way, work in works.items()})
     return {
-        phase: medians({way: [each[index] for each in samples[way][1:]] for way in works})
+        phase: [statistics.median(run[index] for run in samples[way][1:]) for way in works]
         for index, phase in enumerate(PHASES)
     }
 
@@ -184,31 +199,36 @@ async def measure(chosen: argparse.Namespace) -> Report:
     report = Report()
     columns = ("disks", "ours ms", "one by one ms", "at once ms", "by alias ms", "ratio to best")
     tables = {phase: report.table(f"until all are {phase}", *columns) for phase in PHASES}
-    hardware = Hardware(cpus=chosen.cpus)
+    async with _vms(chosen.cpus, max(chosen.disks)) as (vm, theirs, images):
+        for disks in chosen.disks:
+            found = await compare(vm, theirs, images[:disks], chosen.runs)
+            for phase, (mine, *others) in found.items():
+                ratio = mine / min(others)
+                figures = [seconds * 1e3 for seconds in (mine, *others)]
+                tables[phase].rows.append((disks, *figures, ratio))
+                name = f"{disks} disks {phase}"
+                report.ratios[name] = round(ratio, 3)
+                if phase in LIMITS:
+                    report.aim(f"{name}: times sooner", 1 / ratio, LIMITS[phase], at_least=True)
+    return report
+
+
+@contextlib.asynccontextmanager
+async def _vms(cpus: int, disks: int) -> AsyncIterator[tuple[Machine, Theirs, list[str]]]:
+    """Both VMs, and images for either."""
     software = await Software.ready(Accelerator.TCG)
     with tempfile.TemporaryDirectory() as directory:
-        os.chmod(directory, 0o711)
-        images = prepare(directory, max(chosen.disks))
+        images = prepare(directory, disks)
         own = os.path.join(directory, "libvirt")
         os.mkdir(own)
-        with LibvirtVM.start(hardware, software, own) as theirs:
-            give(directory)
+        give(directory)
+        with LibvirtVM.start(Hardware(cpus=cpus), software, own) as theirs:
             async with Machine.start(
-                cpus=chosen.cpus,
+                cpus=cpus,
                 accelerator=Accelerator.TCG,
                 extra_arguments=("-name", "ours"),  # any makes it boot, as theirs does
             ) as vm:
-                for disks in chosen.disks:
-                    found = await compare(vm, Theirs(theirs), images[:disks], chosen.runs)
-                    for phase, seconds in found.items():
-                        mine, *others = seconds.values()
-                        ratio = mine / min(others)
-                        figures = [each * 1e3 for each in seconds.values()]
-                        tables[phase].rows.append((disks, *figures, ratio))
-                        name = f"{disks} disks {phase}"
-                        report.ratios[name] = round(ratio, 3)
-                        report.aim(f"{name}: times sooner", 1 / ratio, PHASES[phase], at_least=True)
-    return report
+                yield vm, Theirs(theirs), images
 
 
 def main() -> None:
