@@ -114,11 +114,12 @@ class Guest:
         return len(files)
 
     def none_left(self):
-        """Wait until all have gone; a scan that was late may have found some again meanwhile."""
-        self._events.settimeout(0.1)
-        while glob.glob("/sys/class/scsi_device/*"):
-            with contextlib.suppress(TimeoutError):
-                self._events.recv(4096)
+        """Let go what a scan after missed events has found again before QEMU had let it go."""
+        for file in glob.glob("/sys/class/scsi_host/host*/scan"):
+            write(file, "0 0 255")  # nothing is there: it waits for scans that are under way
+        for file in glob.glob("/sys/class/scsi_device/*/device/delete"):
+            with contextlib.suppress(OSError):  # it has gone by itself
+                write(file, "1")
 
     def set(self, settings):
         """Write to files of the kernel's; what was there."""
