@@ -116,7 +116,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
         monkeypatch.setattr(syscalls, "fsopen", fsopen)
         monkeypatch.setattr(syscalls, "look", lambda folder, name: None)
-        monkeypatch.setattr(syscalls, "identity", lambda folder: None)
+        monkeypatch.setattr(syscalls, "identity", lambda folder, path="": None)
     return str(request.param)
 
 
