@@ -299,6 +299,19 @@ def _kind_of(value: object) -> str:
     )
 
 
+_SPELLED = frozenset(
+    (
+        *("ContainerId", "ActivityId", "Request", "RequestType", "ResourceType", "Settings"),
+        *("Controller", "Lun", "Partition", "MountPath", "ReadOnly", "Options", "Filesystem"),
+        *("Encrypted", "BlockDev", "EnsureFilesystem", "PreserveData", "LazyUnmount"),
+        *("Serial", "Size", "Key", "Verity", "RootHash", "HashOffset", "TimeoutInMs"),
+        *("Result", "ErrorMessage", "ErrorRecords"),
+    )
+)
+"""Members that are asked for just so: where there are no others, none has to be looked for
+without regard to case."""
+
+
 class Fields:
     """An object of a document: members found without regard to case, checked for type.
 
@@ -306,18 +319,28 @@ class Fields:
     Each getter raises `MessageError`, naming the member, for a value of another type.
     """
 
-    __slots__ = ("_folded", "_where", "document")
+    # The getters that a request is read by look themselves: mostly there is nothing to find,
+    # and a call more would cost an emulated guest as much as all that they do.
+
+    __slots__ = ("_odd", "_where", "document")
 
     def __init__(self, document: Mapping[str, Any], where: str = "") -> None:
         self.document = document
         self._where = where
-        self._folded: dict[str, Any] | None = None
+        self._odd: dict[str, Any] | None = None
+        """Members that may be spelled otherwise than they are asked for, in lower case."""
+        if not _SPELLED.issuperset(document):
+            self._odd = {
+                name.lower(): value for name, value in document.items() if name not in _SPELLED
+            }
 
     def __contains__(self, name: str) -> bool:
         return self._get(name) is not None
 
     def string(self, name: str, default: str = "") -> str:
-        value = self._get(name)
+        value = self.document.get(name)
+        if value is None and self._odd is not None:
+            value = self._odd.get(name.lower())
         if value is None:
             return default
         if not isinstance(value, str):
@@ -325,7 +348,9 @@ class Fields:
         return value
 
     def boolean(self, name: str) -> bool:
-        value = self._get(name)
+        value = self.document.get(name)
+        if value is None and self._odd is not None:
+            value = self._odd.get(name.lower())
         if value is None:
             return False
         if not isinstance(value, bool):
@@ -334,7 +359,9 @@ class Fields:
 
     def integer(self, name: str, *, minimum: int = 0, maximum: int, default: int | None = 0) -> int:
         """Default None: the member must be there."""
-        value = self._get(name)
+        value = self.document.get(name)
+        if value is None and self._odd is not None:
+            value = self._odd.get(name.lower())
         if value is None and default is not None:
             return default
         if not isinstance(value, int) or isinstance(value, bool):
@@ -379,10 +406,8 @@ class Fields:
 
     def _get(self, name: str) -> Any:
         value = self.document.get(name)
-        if value is None:  # or spelled otherwise
-            if self._folded is None:
-                self._folded = {spelled.lower(): told for spelled, told in self.document.items()}
-            value = self._folded.get(name.lower())
+        if value is None and self._odd is not None:
+            value = self._odd.get(name.lower())
         return value
 
     def _wrong(self, name: str, value: object, expected: str) -> MessageError:
@@ -463,14 +488,12 @@ class ModifyRequest(NamedTuple):
             MessageError: `Request` or its `Settings` is missing, or something is of a wrong type.
         """
         request = document.fields("Request")
-        for where, name in ((document, "Request"), (request, "Settings")):
-            if name not in where:
-                raise MessageError(f"{name} is missing")
-        return cls(
-            request.string("RequestType") or ADD,
-            request.string("ResourceType"),
-            request.fields("Settings"),
-        )
+        settings = request.fields("Settings")
+        if not request.document and "Request" not in document:
+            raise MessageError("Request is missing")
+        if not settings.document and "Settings" not in request:
+            raise MessageError("Settings is missing")
+        return cls(request.string("RequestType") or ADD, request.string("ResourceType"), settings)
 
 
 def activity_of(document: Fields) -> str:
