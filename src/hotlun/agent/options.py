@@ -142,12 +142,14 @@ class MountOptions(NamedTuple):
     @property
     def attributes(self) -> int:
         """Those of the mount, for fsmount(2)."""
+        if not self.flags:
+            return 0
         return sum(value for flag, value in _ATTRIBUTES.items() if self.flags & flag)
 
     @property
     def words(self) -> list[str]:
         """The flags of the filesystem, for fsconfig(2)."""
-        return [word for flag, word in _WORDS.items() if self.flags & flag]
+        return [word for flag, word in _WORDS.items() if self.flags & flag] if self.flags else []
 
     @property
     def per_mount(self) -> int:

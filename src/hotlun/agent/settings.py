@@ -157,7 +157,8 @@ class DiskSettings(NamedTuple):
     @property
     def digest(self) -> bytes:
         """Stands for all that the mount is made from, the key excepted."""
-        told = self[: self._fields.index("key")], self.key is not None, self.verity
+        slot, *plain, identity, key, verity, _lazy, _timeout = self
+        told = (*slot, *plain, *identity, key is not None, verity)
         return hashlib.sha256(repr(told).encode()).hexdigest()[:32].encode()
 
     def check(self) -> None:
