@@ -228,7 +228,7 @@ class Mounts:
                     )
             self._unmount(place, devices, lazy, deadline)
             was_mounted = was_mounted or is_theirs
-        place.clear()
+        place.clear(seen)
         return was_mounted
 
     def link(self, device: BlockDevice, place: Place) -> None:

@@ -285,12 +285,16 @@ class Place:
             check_absent(error)
             return b""
 
-    def clear(self) -> None:
-        """Have the place as it was: no label, and none of the agent's directories that is empty."""
+    def clear(self, seen: Seen | None = None) -> None:
+        """Have the place as it was: no label, and none of the agent's directories that is empty.
+
+        Args:
+            seen: what was seen there just now.
+        """
         self._places.give_up(self.path)
         if self._folder < 0:
             self._walk()
-        while self._remove() and self._depth and self._may_go():
+        while self._remove(seen) and self._depth and self._may_go():
             self._leave()
 
     def _identity(self, folder: int) -> tuple[int | str, ...]:
@@ -362,16 +366,24 @@ class Place:
         except OSError as error:
             _log.debug("what leads to %s stays as it is: %s", self.path, words(error))
             return False
-        return _is_ours(status) and status.st_nlink <= _LINKS_OF_EMPTY
+        return _is_ours(status.st_mode, status.st_uid) and status.st_nlink <= _LINKS_OF_EMPTY
 
-    def _remove(self) -> bool:
-        """Whether what the path has next is not there, or not any more."""
+    def _remove(self, seen: Seen | None) -> bool:
+        """Whether what the path has next is not there, or not any more.
+
+        Args:
+            seen: at the end of the path.
+        """
         name, is_all = self._parts[self._depth], self._depth == len(self._folders)
         try:
-            status = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
-            if _is_ours(status):
+            if is_all and seen is not None and seen.mode:
+                mode, owner = seen.mode, seen.owner
+            else:
+                status = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
+                mode, owner = status.st_mode, status.st_uid
+            if _is_ours(mode, owner):
                 return self._remove_folder(name)
-            if is_all and stat.S_ISDIR(status.st_mode):
+            if is_all and stat.S_ISDIR(mode):
                 os.removexattr(self.target, _LABEL, follow_symlinks=False)
         except OSError as error:
             if error.errno in ABSENT:
@@ -399,7 +411,6 @@ def _leads_to(directory: str, path: str) -> bool:
     return path == directory or path.startswith(f"{directory}/")
 
 
-def _is_ours(status: os.stat_result) -> bool:
+def _is_ours(mode: int, owner: int) -> bool:
     """Whether the agent made this directory; below some folders it got their group, too."""
-    mode = status.st_mode & ~stat.S_ISGID
-    return mode == stat.S_IFDIR | _OURS and status.st_uid == 0
+    return mode & ~stat.S_ISGID == stat.S_IFDIR | _OURS and owner == 0

@@ -40,12 +40,14 @@ _SYNC_ALL = 7
 _AT_SYMLINK_NOFOLLOW = 0x100
 _AT_NO_AUTOMOUNT = 0x800
 _AT_STATX_DONT_SYNC = 0x4000
-_STATX_TYPE = 0x1
+_STATX_TYPE, _STATX_MODE, _STATX_UID = 0x1, 0x2, 0x8
 _STATX_INO = 0x100
 _STATX_MNT_ID = 0x1000
 _STATX_ATTR_MOUNT_ROOT = 0x2000
-_STATX = struct.Struct("I4xQ12xH2xQ96xIIQ104x")
-"""stx_mask, _attributes, _mode, _ino, _dev_major, _dev_minor, _mnt_id"""
+_STATX = struct.Struct("I4xQ4xI4xH2xQ96xIIQ104x")
+"""stx_mask, _attributes, _uid, _mode, _ino, _dev_major, _dev_minor, _mnt_id"""
+
+_LOOKED_FOR = _STATX_TYPE | _STATX_MODE | _STATX_UID | _STATX_MNT_ID
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (
@@ -213,11 +215,16 @@ def uncovered(directory: int) -> int:
 
 
 class Seen(NamedTuple):
-    """What there is at a path: the id and the device (`8:1`) of the mount that is rooted there."""
+    """What there is at a path: the id and the device (`8:1`) of the mount that is rooted there.
+
+    Its mode and owner are those of stat(2); a mode of 0 says that they are not known.
+    """
 
     is_directory: bool
     mount: str
     device: str
+    mode: int = 0
+    owner: int = 0
 
 
 def look(folder: int, name: str) -> Seen | None:
@@ -232,16 +239,16 @@ def look(folder: int, name: str) -> Seen | None:
         return None
     found = ctypes.create_string_buffer(_STATX.size)
     flags = _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT
-    if _statx(folder, os.fsencode(name), flags, _STATX_TYPE | _STATX_MNT_ID, found):
+    if _statx(folder, os.fsencode(name), flags, _LOOKED_FOR, found):
         if ctypes.get_errno() == errno.ENOENT:
             raise _error(name)
         return None
-    mask, attributes, mode, _, major, minor, number = _STATX.unpack(found)
+    mask, attributes, owner, mode, _, major, minor, number = _STATX.unpack(found)
     if not mask & _STATX_MNT_ID:
         return None
     if not attributes & _STATX_ATTR_MOUNT_ROOT:
-        return Seen(stat.S_ISDIR(mode), "", "")
-    return Seen(stat.S_ISDIR(mode), str(number), f"{major}:{minor}")
+        return Seen(stat.S_ISDIR(mode), "", "", mode, owner)
+    return Seen(stat.S_ISDIR(mode), str(number), f"{major}:{minor}", mode, owner)
 
 
 def identity(folder: int, path: str = "") -> tuple[int, ...] | None:
@@ -258,7 +265,7 @@ def identity(folder: int, path: str = "") -> tuple[int, ...] | None:
     flags = _AT_EMPTY_PATH | _AT_SYMLINK_NOFOLLOW | _AT_STATX_DONT_SYNC
     if _statx(folder, os.fsencode(path), flags, _STATX_INO | _STATX_MNT_ID, found):
         return None
-    mask, _, _, *told = _STATX.unpack(found)
+    mask, _, _, _, *told = _STATX.unpack(found)
     return tuple(told) if mask & _STATX_MNT_ID else None
 
 

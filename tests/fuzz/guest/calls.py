@@ -109,7 +109,7 @@ class Calls:
             spot = self._tree.walk(os.fsdecode(path), spot, follow=not flags & _NOFOLLOW)
         mount, node = spot
         struct.pack_into("<I4xQ", found, 0, mask, _MOUNT_ROOT if node is mount.root else 0)
-        struct.pack_into("<H", found, 28, node.mode)
+        struct.pack_into("<I4xH", found, 20, node.uid, node.mode)
         struct.pack_into("<Q", found, 32, node.inode)
         struct.pack_into("<IIQ", found, 136, *map(int, mount.number.split(":")), mount.id)
         return 0
