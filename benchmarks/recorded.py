@@ -22,6 +22,7 @@ from hotlun.agent.mappings import Mappings
 from hotlun.agent.mounts import Mounts
 from hotlun.agent.scsi import ScsiDisks
 from hotlun.agent.settings import DiskSettings, Slot
+from hotlun.agent.threads import Threads
 from hotlun.agent.uevents import Uevents
 from hotlun.bridge.messages import Fields
 
@@ -47,7 +48,8 @@ class Recorder:
         self._silence, source = socket.socketpair()
         uevents = Uevents(source)
         mappings = Mappings(kernel, DeviceMapper(kernel), uevents)
-        self._disks = Disks(kernel, ScsiDisks(kernel, uevents), mappings, Mounts(kernel))
+        scsi = ScsiDisks(kernel, uevents, Threads("order"))
+        self._disks = Disks(kernel, scsi, mappings, Mounts(kernel))
 
     def record(self, request: Any) -> list[Call]:
         """Have it done; by which calls."""

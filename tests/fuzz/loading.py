@@ -27,7 +27,7 @@ _HARMLESS = frozenset(
         *("stat", "string", "struct", "typing", "itertools", "hmac"),
     )
 )
-_REAL_THREADS = frozenset(f"{_AGENT}.{name}" for name in ("lanes", "server", "places"))
+_REAL_THREADS = frozenset(f"{_AGENT}.{name}" for name in ("lanes", "server", "places", "threads"))
 """What has threads to serve with; the others start some to wait with."""
 
 

@@ -21,6 +21,7 @@ from hotlun.agent.kernel import Kernel
 from hotlun.agent.mappings import Mappings
 from hotlun.agent.mounts import Mounts
 from hotlun.agent.scsi import ScsiDisks
+from hotlun.agent.threads import Threads
 from hotlun.agent.uevents import Uevents
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class FakeGuest:
         self._events, heard = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._heard = heard
         self.uevents = Uevents(heard)
-        self.scsi = ScsiDisks(self.kernel, self.uevents)
+        self.scsi = ScsiDisks(self.kernel, self.uevents, Threads("order", kept=0))
         self.mounts = Mounts(self.kernel)
         mappings = Mappings(self.kernel, DeviceMapper(self.kernel, no_mapped_devices), self.uevents)
         self.disks = Disks(self.kernel, self.scsi, mappings, self.mounts, timeout=DEADLINE)

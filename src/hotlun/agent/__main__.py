@@ -15,6 +15,7 @@ from hotlun.agent.mappings import Mappings
 from hotlun.agent.mounts import Mounts
 from hotlun.agent.scsi import ScsiDisks
 from hotlun.agent.server import Server
+from hotlun.agent.threads import Threads
 from hotlun.agent.uevents import Uevents
 
 
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         uevents = Uevents()  # before anybody looks at sysfs
         disks = Disks(
             kernel,
-            ScsiDisks(kernel, uevents),
+            ScsiDisks(kernel, uevents, Threads("order")),
             Mappings(kernel, DeviceMapper(kernel), uevents),
             Mounts(kernel),
             chosen.device_timeout,

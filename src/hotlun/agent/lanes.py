@@ -1,27 +1,25 @@
 """Requests side by side, those of one disk one after another.
 
-A lane lives while it has work; it has one thread then, and some threads are kept
-for the next one, as making them takes longer than much of the work. Lanes belong to
-the agent, not to a connection: what a host that is gone had begun, and what the
-next one asks for about the same disk, must not meet.
+A lane lives while it has work; it has one thread then. Lanes belong to the agent, not
+to a connection: what a host that is gone had begun, and what the next one asks for about
+the same disk, must not meet.
 """
 
 from __future__ import annotations
 
 import collections
+import functools
 import logging
-import queue
 import threading
 from typing import TYPE_CHECKING
+
+from hotlun.agent.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
 _WAITING_MAX = 4096
 """Requests begun or waiting; a host that sends more is not read from meanwhile."""
-
-_IDLE_MAX = 16
-"""Threads kept without work."""
 
 _log = logging.getLogger("hotlun.agent")
 
@@ -34,8 +32,7 @@ class Lanes:
         self._waiting: dict[Hashable, collections.deque[Callable[[], None]]] = {}
         self._unfinished: collections.Counter[Hashable] = collections.Counter()
         self._room = threading.BoundedSemaphore(_WAITING_MAX)
-        self._idle = 0
-        self._handed_over: queue.SimpleQueue[Hashable] = queue.SimpleQueue()
+        self._threads = Threads("disks")
 
     def submit(self, lane: Hashable, job: Callable[[], None]) -> None:
         """Have the job done when the lane's earlier ones are. It must not raise, and say `finish`.
@@ -50,12 +47,8 @@ class Lanes:
                 self._waiting[lane].append(job)
                 return
             self._waiting[lane] = collections.deque([job])
-            if self._idle:
-                self._idle -= 1
-                self._handed_over.put(lane)
-                return
             try:
-                threading.Thread(target=self._work, args=(lane,), name="disks", daemon=True).start()
+                self._threads.run(functools.partial(self._work, lane))
             except RuntimeError:
                 del self._waiting[lane], self._unfinished[lane]
                 self._room.release()
@@ -74,20 +67,14 @@ class Lanes:
             return lane in self._unfinished
 
     def _work(self, lane: Hashable) -> None:
-        while True:
-            job = self._next(lane)
-            if job is not None:
-                try:
-                    job()
-                except Exception:
-                    _log.exception("a job that must not raise has raised")
-                finally:
-                    self._room.release()
-                    del job  # with the request that it holds
-            elif self._stays():
-                lane = self._handed_over.get()
-            else:
-                return
+        while (job := self._next(lane)) is not None:
+            try:
+                job()
+            except Exception:
+                _log.exception("a job that must not raise has raised")
+            finally:
+                self._room.release()
+                del job  # with the request that it holds
 
     def _next(self, lane: Hashable) -> Callable[[], None] | None:
         """The lane's next job; without one the lane ends."""
@@ -96,11 +83,3 @@ class Lanes:
                 return self._waiting[lane].popleft()
             del self._waiting[lane]
             return None
-
-    def _stays(self) -> bool:
-        """Whether a thread without work is to wait for a lane."""
-        with self._lock:
-            if self._idle == _IDLE_MAX:
-                return False
-            self._idle += 1
-            return True

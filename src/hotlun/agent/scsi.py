@@ -18,12 +18,13 @@ import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from hotlun.agent import holders, orders, partitions
+from hotlun.agent import holders, partitions
 from hotlun.agent.claims import InUseError, claimed, wait_for_openers
 from hotlun.agent.controllers import Controllers, NoControllerError
 from hotlun.agent.errors import RequestError, words
 from hotlun.agent.kernel import check_absent
 from hotlun.agent.openers import Openers
+from hotlun.agent.orders import Orders
 from hotlun.agent.vpd import Identity
 from hotlun.agent.writeback import write_back
 from hotlun.bridge.messages import HResult
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from hotlun.agent.kernel import Kernel
     from hotlun.agent.settings import Slot
+    from hotlun.agent.threads import Threads
     from hotlun.agent.uevents import Deadline, Uevents
 
 _NODE_LOOK_AGAIN = 0.02
@@ -93,13 +95,15 @@ class ScsiDisks:
     Args:
         kernel: where it shows itself.
         uevents: hears of new and removed devices; listening already.
+        threads: for what the kernel may take long to do.
     """
 
-    def __init__(self, kernel: Kernel, uevents: Uevents) -> None:
+    def __init__(self, kernel: Kernel, uevents: Uevents, threads: Threads) -> None:
         self._kernel = kernel
         self._uevents = uevents
         self._controllers = Controllers(kernel)
         self._openers = Openers(kernel)
+        self._orders = Orders(kernel, uevents, threads)
 
     def find(self, slot: Slot, partition: int = 0) -> BlockDevice | None:
         """The device if it is there now."""
@@ -268,7 +272,7 @@ class ScsiDisks:
         """
         device = _device_of(disk)
         if wanted.serial and found.has_serial_of(wanted):
-            orders.ask_again(device, deadline)
+            self._orders.ask_again(device, deadline)
             return
         try:
             now = deadline.within(0)
@@ -282,7 +286,7 @@ class ScsiDisks:
                 f"that, it has to be let go, and it is in use: {error.users}",
                 HResult.WRONG_DISK,
             ) from None
-        orders.look_for(self._kernel, address, deadline)
+        self._orders.look_for(address, deadline)
 
     def _let_go(
         self,
@@ -301,7 +305,7 @@ class ScsiDisks:
             return self._disk(slot, address) == disk
 
         shown = [disk.sysfs] if disk else []
-        if not orders.delete(self._uevents, device, shown, is_same, deadline, first):
+        if not self._orders.delete(device, shown, is_same, deadline, first):
             raise RequestError(
                 f"{disk or f'disk {slot}'}: the kernel was told to write back what it has in "
                 f"memory and let it go, and still has it after {deadline.seconds:g} s",
