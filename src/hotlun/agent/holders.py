@@ -32,6 +32,9 @@ _PATIENCE = 1.0
 _MOST_MAPPED = 1 << 20
 """Bytes to read of what a process has mapped: some ten thousand mappings."""
 
+_NO_DISKS = ("null", "zero", "full", "random", "urandom", "tty", "console", "ptmx")
+"""Nodes that are never a disk's (devices.txt in the kernel's documentation)."""
+
 _MAPPING = r"(?m)^\S+ \S+ \S+ ([0-9a-f]+):([0-9a-f]+) \d+ +(/.*)$"
 """A line of /proc/<pid>/maps (proc(5)): a device, in hexadecimal, and a file on it."""
 
@@ -92,13 +95,15 @@ def opened(kernel: Kernel) -> Opened:
 
 def _open_nodes(kernel: Kernel) -> tuple[list[tuple[str, str, str]], bool]:
     dev = f"{kernel.dev}/"
+    usual = {f"{dev}{name}" for name in _NO_DISKS}
     our_own = f"{kernel.proc}/{os.getpid()}"
 
     def look(process: str, end: float) -> Iterator[tuple[str, str, str]]:
         if process == our_own:
             return
         for descriptor, path in _descriptors(kernel, process, end):
-            if path.startswith(dev):  # a container's, too
+            # A container's, too. What nearly everybody has open is not asked for its number.
+            if path.startswith(dev) and path not in usual:
                 number = _number_of_node(descriptor)
                 if number:
                     yield number, process, path
@@ -291,9 +296,10 @@ def _is_on(mount: Mount, path: str) -> bool:
 
 def _descriptors(kernel: Kernel, process: str, end: float) -> Iterator[tuple[str, str]]:
     """A process's open files: the link in /proc, and where it leads."""
-    for descriptor in kernel.each_name(f"{process}/fd"):
+    folder = f"{process}/fd"
+    for descriptor in kernel.each_name(folder):
         _check_time(end)
-        link = f"{process}/fd/{descriptor}"
+        link = f"{folder}/{descriptor}"
         yield link, _link(link)
 
 
