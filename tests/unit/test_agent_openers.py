@@ -83,6 +83,29 @@ def test_who_asks_during_a_look_is_served_by_the_next(guest: FakeGuest, disk: st
     assert not looks.begun.acquire(blocking=False)
 
 
+def test_who_comes_before_a_look_begins_is_served_by_it(guest: FakeGuest, disk: str) -> None:
+    """Whoever is to have it lets the others come first."""
+    looks, gave_way, may_look = Looks(), threading.Semaphore(0), threading.Semaphore(0)
+
+    def give_way() -> None:
+        gave_way.release()
+        may_look.acquire(timeout=PATIENCE)
+
+    openers = Openers(guest.kernel, looks, give_way)
+    openers._changed = waiting = Waiting()
+    with ThreadPoolExecutor(ASKING) as threads:
+        asking = [threads.submit(openers.of, disk)]
+        assert gave_way.acquire(timeout=PATIENCE)
+        asking += [threads.submit(openers.of, disk) for _ in range(ASKING - 1)]
+        for _ in asking[1:]:
+            assert waiting.waits.acquire(timeout=PATIENCE)
+        looks.answers.put(Opened())
+        may_look.release()
+        assert [one.result(PATIENCE) for one in asking] == [[]] * ASKING
+    assert looks.begun.acquire(blocking=False)
+    assert not looks.begun.acquire(blocking=False)
+
+
 def test_a_look_that_fails_is_had_again_by_who_waits(guest: FakeGuest, disk: str) -> None:
     """The error is its own caller's alone."""
     looks = Looks()

@@ -6,6 +6,7 @@ A look costs milliseconds, more with every process, and disks are often let go b
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from hotlun.agent import holders
@@ -17,18 +18,32 @@ if TYPE_CHECKING:
     from hotlun.agent.kernel import Kernel
 
 
+def _give_way() -> None:
+    """Let the other threads that are not waiting for anything go on."""
+    time.sleep(0)
+
+
 class Openers:
     """Looks at the processes and loop devices, for whoever asks meanwhile.
 
     Args:
         kernel: where it shows them.
         look: has the look.
+        give_way: lets those come first who are about to ask: one look will do for them, too.
     """
 
-    def __init__(self, kernel: Kernel, look: Callable[[Kernel], Opened] = holders.opened) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        look: Callable[[Kernel], Opened] = holders.opened,
+        give_way: Callable[[], None] = _give_way,
+    ) -> None:
         self._kernel = kernel
         self._look_at = look
+        self._give_way = give_way
         self._changed = threading.Condition()
+        self._is_somebodys = False
+        """Whether somebody is about to have a look, or has one."""
         self._begun = 0
         """How many looks."""
         self._ended = 0
@@ -53,18 +68,22 @@ class Openers:
     def _seen_now(self) -> Opened:
         with self._changed:
             wanted = self._begun + 1  # one that is under way may have gone past already
-            while self._begun != self._ended and self._ended < wanted:
+            while self._is_somebodys and self._ended < wanted:
                 self._changed.wait()
             if self._ended >= wanted:
                 return self._seen
-            self._begun += 1
+            self._is_somebodys = True
         seen = None
         try:
+            self._give_way()
+            with self._changed:
+                self._begun += 1
             seen = self._look_at(self._kernel)
         finally:
             with self._changed:
+                self._is_somebodys = False
                 if seen is None:
-                    self._begun -= 1  # as if it had not begun: somebody else has to
+                    self._begun = self._ended  # as if it had not begun: somebody else has to
                 else:
                     self._seen = seen
                     self._ended = self._begun
