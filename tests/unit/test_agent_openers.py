@@ -85,11 +85,11 @@ def test_who_asks_during_a_look_is_served_by_the_next(guest: FakeGuest, disk: st
 
 def test_who_comes_before_a_look_begins_is_served_by_it(guest: FakeGuest, disk: str) -> None:
     """Whoever is to have it lets the others come first."""
-    looks, gave_way, may_look = Looks(), threading.Semaphore(0), threading.Semaphore(0)
+    looks, gave_way, may_look = Looks(), threading.Semaphore(0), threading.Event()
 
     def give_way() -> None:
         gave_way.release()
-        may_look.acquire(timeout=PATIENCE)
+        may_look.wait(PATIENCE)
 
     openers = Openers(guest.kernel, looks, give_way)
     openers._changed = waiting = Waiting()
@@ -100,7 +100,7 @@ def test_who_comes_before_a_look_begins_is_served_by_it(guest: FakeGuest, disk: 
         for _ in asking[1:]:
             assert waiting.waits.acquire(timeout=PATIENCE)
         looks.answers.put(Opened())
-        may_look.release()
+        may_look.set()
         assert [one.result(PATIENCE) for one in asking] == [[]] * ASKING
     assert looks.begun.acquire(blocking=False)
     assert not looks.begun.acquire(blocking=False)

@@ -1,6 +1,7 @@
 """Who has a disk's node open, asked by many at once: one look at all processes serves them.
 
 A look costs milliseconds, more with every process, and disks are often let go by the dozen.
+They are asked about one shortly after the other, so whoever is to look waits for that.
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
     from hotlun.agent.kernel import Kernel
 
 
+_QUIET = 6
+"""Times to give way without anybody's coming. Each costs microseconds, and lets another thread
+get to its next system call, of which there are about so many before it asks."""
+
+
 def _give_way() -> None:
-    """Let the other threads that are not waiting for anything go on."""
     time.sleep(0)
 
 
@@ -29,7 +34,7 @@ class Openers:
     Args:
         kernel: where it shows them.
         look: has the look.
-        give_way: lets those come first who are about to ask: one look will do for them, too.
+        give_way: lets other threads go on for a moment.
     """
 
     def __init__(
@@ -44,6 +49,8 @@ class Openers:
         self._changed = threading.Condition()
         self._is_somebodys = False
         """Whether somebody is about to have a look, or has one."""
+        self._came = 0
+        """How often somebody has begun to wait."""
         self._begun = 0
         """How many looks."""
         self._ended = 0
@@ -69,13 +76,14 @@ class Openers:
         with self._changed:
             wanted = self._begun + 1  # one that is under way may have gone past already
             while self._is_somebodys and self._ended < wanted:
+                self._came += 1
                 self._changed.wait()
             if self._ended >= wanted:
                 return self._seen
             self._is_somebodys = True
         seen = None
         try:
-            self._give_way()
+            self._let_others_come()
             with self._changed:
                 self._begun += 1
             seen = self._look_at(self._kernel)
@@ -89,3 +97,11 @@ class Openers:
                     self._ended = self._begun
                 self._changed.notify_all()
         return seen
+
+    def _let_others_come(self) -> None:
+        """Give way as long as somebody comes to ask: one look will do for them, too."""
+        quiet = 0
+        while quiet < _QUIET:
+            came = self._came
+            self._give_way()
+            quiet = quiet + 1 if self._came == came else 0
