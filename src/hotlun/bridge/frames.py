@@ -91,6 +91,10 @@ class FrameDecoder:
         """
         if self._error is not None:
             raise FrameError(self._error)
+        if not self._buffer and self._start is None and len(data) >= HEADER.size:
+            kind, size, number = HEADER.unpack_from(data)
+            if size == len(data) <= self._limit:  # mostly there is one, and it came whole
+                return [Frame(kind, number, bytes(data[HEADER.size :]))]
         self._buffer += data
         if self._start is not None and not self._synchronised(self._start):
             return []
