@@ -36,7 +36,10 @@ _OS = (
     *("listdir", "scandir", "readlink", "mkdir", "rmdir", "symlink", "unlink"),
     *("setxattr", "getxattr", "removexattr"),
 )
-_SYSCALLS = ("_open_tree", "_move_mount", "_fsopen", "_fsconfig", "_fsmount", "_statx")
+_SYSCALLS = (
+    *("_openat2", "_open_tree", "_move_mount"),
+    *("_fsopen", "_fsconfig", "_fsmount", "_statx"),
+)
 _LIBC = ("mount", "umount2", "sync_file_range")
 
 

@@ -54,6 +54,9 @@ def reach(folder: str, *missing: str) -> tuple[int, str, tuple[str, ...]]:
 
 def _open(folder: str) -> tuple[int, str]:
     """A folder, and where it is. Mostly that is its path: then it is behind no link."""
+    straight = syscalls.open_straight(folder)
+    if straight is not None:
+        return straight, folder
     found = os.open(folder, _FOLLOWING)
     where = _where(found, folder)
     if where == folder:

@@ -22,6 +22,8 @@ _MS_REMOUNT, _MS_PROPAGATION = 1 << 5, (1 << 17) | (1 << 18) | (1 << 19) | (1 <<
 _MNT_DETACH = 2
 _NOFOLLOW, _MOUNT_ROOT = 0x100, 0x2000
 """Of statx(2)."""
+_NO_SYMLINKS = struct.pack("=Q", 4)
+"""Of openat2(2)."""
 _SET_FLAG, _SET_STRING, _CREATE = 0, 1, 6
 _WORDS = ("discard", "sync", "dirsync", "mand", "lazytime", "ro", "noload", "norecovery", "context",
           "data", "rescue")  # fmt: skip
@@ -46,6 +48,7 @@ class Calls:
             "umount2": self._unmount,
             "statx": self._statx,
             "sync_file_range": lambda *_: 0,
+            437: self._openat2,
             428: self._open_tree,
             429: self._move_mount,
             430: self._fsopen,
@@ -113,6 +116,19 @@ class Calls:
         struct.pack_into("<Q", found, 32, node.inode)
         struct.pack_into("<IIQ", found, 136, *map(int, mount.number.split(":")), mount.id)
         return 0
+
+    def _openat2(self, _: int, path: bytes, how: bytes, size: int) -> int:
+        if how[16:size] != _NO_SYMLINKS:
+            raise failure(errno.EINVAL)
+        spot, text = None, os.fsdecode(path)
+        for part in filter(None, text.split("/")):
+            spot = self._tree.walk(part if spot else f"/{part}", spot, follow=False)
+            if spot.node.is_link:
+                raise failure(errno.ELOOP, text)
+        spot = spot or self._tree.walk("/")
+        if not spot.node.is_directory:
+            raise failure(errno.ENOTDIR, text)
+        return self._files.add(File(spot))
 
     def _open_tree(self, descriptor: int, path: bytes, flags: int) -> int:
         mount, node = self._files.file(descriptor).spot
