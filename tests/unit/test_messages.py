@@ -126,6 +126,15 @@ def test_what_json_cannot_hold_is_not_sent(value: object) -> None:
         messages.encode_request({"x": value})
 
 
+@pytest.mark.parametrize("activity", [messages.NULL_ID, 'a"b', "\ud800", "ö"])
+def test_an_answer_without_words_is_as_any_other(activity: str) -> None:
+    """It is put together only once for each id, and no other is given its bytes."""
+    for result in (0, -1, 0):
+        document = {"Result": result, "ActivityId": activity}
+        words = messages.encode_response({**document, "More": 1})
+        assert messages.encode_response(document) == words.replace(b',"More":1', b"")
+
+
 def test_answer_can_name_any_file() -> None:
     """A file name that is no UTF-8 is escaped in an answer, and readable at the other end."""
     payload = messages.encode_response(messages.response(HResult.FAIL, "no \udcff.img"))
@@ -370,6 +379,15 @@ def test_fields_are_found_without_regard_to_case() -> None:
     fields = messages.decode(b'{"mountpath":"/b","LUN":7,"MountPath":"/a","MountPath":"/c"}')
     assert fields.string("MountPath") == "/c"
     assert fields.integer("Lun", maximum=255) == 7
+
+
+@pytest.mark.parametrize("name", ["Lun", "LUN", "lun"])
+@pytest.mark.parametrize("more", [{}, {"Other": 1}, {"MOUNTPATH": ""}])
+def test_case_is_of_no_regard_whatever_is_beside(name: str, more: dict[str, Any]) -> None:
+    """Also where all the others are spelled as they are asked for, and where none is."""
+    fields = Fields({**more, name: 7, "Controller": 2})
+    assert (fields.integer("Lun", maximum=9), fields.integer("Controller", maximum=9)) == (7, 2)
+    assert "Lun" in fields
 
 
 def test_missing_and_null_are_the_default() -> None:
