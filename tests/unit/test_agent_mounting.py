@@ -115,6 +115,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), filesystem)
 
         monkeypatch.setattr(syscalls, "fsopen", fsopen)
+        monkeypatch.setattr(syscalls, "open_straight", lambda folder: None)
         monkeypatch.setattr(syscalls, "look", lambda folder, name: None)
         monkeypatch.setattr(syscalls, "identity", lambda folder, path="": None)
     return str(request.param)
