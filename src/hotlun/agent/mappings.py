@@ -157,18 +157,17 @@ class Mappings:
 
     def _names(self, slot: Slot, partition: int | None) -> list[str]:
         """Of the layers that there are, the outermost first; mostly there is none."""
-        if not self._may_have_any(slot):
+        if not self._are_older and slot not in self._used:
             return []
+        # Asked first: the last thing that an orphan does may be to make one.
+        are_orphans = self._are_older and self.orphans.are_any()
+        ours = self.mapper.names(_OURS)
+        self._are_older = self._are_older and (are_orphans or bool(ours))
         stem = _stem(slot) + ("" if partition is None else f"{partition}-")
-        found = self.mapper.names(stem)
+        found = [name for name in ours if name.startswith(stem)]
         return [
             name for layer in Layers._fields for name in found if name.rpartition("-")[2] == layer
         ]
-
-    def _may_have_any(self, slot: Slot) -> bool:
-        if self._are_older:  # in this order: the last thing that an orphan does may be to make one
-            self._are_older = self.orphans.are_any() or bool(self.mapper.names(_OURS))
-        return self._are_older or slot in self._used
 
     def _remove(self, name: str) -> bool:
         """Whether the device is gone, with the node that cryptsetup makes where there is no udev.
