@@ -38,6 +38,8 @@ USER, GROUP = "nobody", "nogroup"
 """Whose the daemon and its QEMU are if we are root: a daemon of root's is the system's."""
 PATIENCE = 60
 """Seconds for anything; after that something is wrong."""
+DAEMON_TIMEOUT = "30"
+"""Seconds until a daemon ends that nobody uses: if we are killed. The domain goes with us."""
 FIRST_POLL, POLL = 0.02, 0.01
 """Seconds until the agent is asked whether a command has ended, and until it is asked again."""
 LIVE = libvirt.VIR_DOMAIN_AFFECT_LIVE
@@ -178,7 +180,10 @@ def _connected(directory: str) -> Iterator[libvirt.virConnect]:
         "XDG_CACHE_HOME": f"{directory}/cache",
         "XDG_DATA_HOME": f"{directory}/data",
     }
-    argv = [LIBVIRTD, "--config", f"{directory}/libvirtd.conf", "--pid-file", f"{directory}/pid"]
+    argv = [
+        *(LIBVIRTD, "--timeout", DAEMON_TIMEOUT, "--pid-file", f"{directory}/pid"),
+        *("--config", f"{directory}/libvirtd.conf"),
+    ]
     with open(f"{directory}/log", "wb") as log:
         daemon = subprocess.Popen(
             [*_as_user(), *argv], env=environment, stdin=subprocess.DEVNULL, stderr=log
@@ -195,10 +200,9 @@ def _connected(directory: str) -> Iterator[libvirt.virConnect]:
 
 
 def _as_user() -> list[str]:
-    die_too = ["setpriv", "--pdeathsig", "TERM"]
     if os.geteuid() != 0:
-        return [*die_too, "--"]
-    return [*die_too, f"--reuid={USER}", f"--regid={GROUP}", "--clear-groups", "--"]
+        return []
+    return ["setpriv", f"--reuid={USER}", f"--regid={GROUP}", "--clear-groups", "--"]
 
 
 def _open(path: str, daemon: subprocess.Popen[bytes]) -> libvirt.virConnect:

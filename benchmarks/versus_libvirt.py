@@ -65,6 +65,7 @@ THREADS = 8
 """For theirs at once: no other number is better. With as many as there are disks, or mounting
 while others are still being attached, it is sooner at times; but as often the guest has no time
 for anything but the shells that wait for their devices."""
+WAYS = ("ours", "libvirt one by one", "libvirt at once", "libvirt by alias")
 PHASES = ("mounted", "gone", "gone from the guest, too")
 LIMITS = {"mounted": 1.5, "gone": 4.0}
 """How many times sooner than the best of theirs is aimed at."""
@@ -182,22 +183,23 @@ async def compare(
         samples.setdefault(way, []).append(seconds)
         return sum(seconds)
 
-    works: dict[str, Callable[[], Awaitable[Seconds]]] = {
-        "ours": partial(ours, vm, images),
-        "one by one": partial(asyncio.to_thread, theirs.one_by_one, images),
-        "at once": partial(asyncio.to_thread, theirs.at_once, images, overlapping=False),
-        "by alias": partial(asyncio.to_thread, theirs.at_once, images, overlapping=True),
-    }
-    await in_turn(runs + 1, **{way: partial(kept, way, work) for way, work in works.items()})
+    works: Sequence[Callable[[], Awaitable[Seconds]]] = (
+        partial(ours, vm, images),
+        partial(asyncio.to_thread, theirs.one_by_one, images),
+        partial(asyncio.to_thread, theirs.at_once, images, overlapping=False),
+        partial(asyncio.to_thread, theirs.at_once, images, overlapping=True),
+    )
+    turns = {way: partial(kept, way, work) for way, work in zip(WAYS, works, strict=True)}
+    await in_turn(runs + 1, **turns)
     return {
-        phase: [statistics.median(run[index] for run in samples[way][1:]) for way in works]
+        phase: [statistics.median(run[index] for run in samples[way][1:]) for way in WAYS]
         for index, phase in enumerate(PHASES)
     }
 
 
 async def measure(chosen: argparse.Namespace) -> Report:
     report = Report()
-    columns = ("disks", "ours ms", "one by one ms", "at once ms", "by alias ms", "ratio to best")
+    columns = ("disks", *(f"{way} ms" for way in WAYS), "ratio to best")
     tables = {phase: report.table(f"until all are {phase}", *columns) for phase in PHASES}
     async with _vms(chosen.cpus, max(chosen.disks)) as (vm, theirs, images):
         for disks in chosen.disks:
