@@ -80,7 +80,7 @@ class BridgeGuestBackend:
             VMGoneError: it could not, because the VM has ended.
             OutcomeUnknownError: it was asked, and no telling answer came.
         """
-        self.check(mount.attachment.disk, mount.config, mount.path)
+        self._check_system("mount", mount.attachment.disk, f" at {mount.path!r}")
         request = requests.mount_request(mount, self.os_type, self._connection.features)
         await self._send("mount", request, mount.attachment, f" at {mount.path!r}")
 
