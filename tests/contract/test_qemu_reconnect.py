@@ -122,7 +122,7 @@ async def test_cut_after_a_command(
     """Unknown at once: QEMU drops what it has not read. A survey tells, a detach finishes it."""
     states = {
         "blockdev-add": {Presence.ABSENT, Presence.PARTIAL, Presence.PRESENT},
-        "device_add": {Presence.PARTIAL, Presence.PRESENT},
+        "device_add": {Presence.ABSENT, Presence.PARTIAL, Presence.PRESENT},
         "device_del": {Presence.PRESENT, Presence.PARTIAL},
         "blockdev-del": {Presence.PARTIAL, Presence.ABSENT},
     }
