@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from hotlun.agent.threads import Threads
     from hotlun.agent.uevents import Deadline, Uevents
 
+_DISK_LOOK_AGAIN = 5.0
+"""Seconds between looks for a disk that nothing was heard of. Its coming is always announced,
+and after it is there: to look oftener costs, with hundreds of them, more than to find them."""
+
 _NODE_LOOK_AGAIN = 0.02
 """Seconds between looks for a node in /dev, whose making is not announced without udev."""
 
@@ -235,7 +239,9 @@ class ScsiDisks:
             was: what has been done already, for the error.
         """
         while True:
-            disk = self._uevents.wait_until(lambda: self._disk(slot, address), address, deadline)
+            disk = self._uevents.wait_until(
+                lambda: self._disk(slot, address), address, deadline, look_again=_DISK_LOOK_AGAIN
+            )
             if disk is None:
                 raise RequestError(
                     f"disk {slot}: no disk at SCSI address {address} "
