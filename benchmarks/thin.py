@@ -177,7 +177,8 @@ class Monitor:
         with socket.socket(socket.AF_UNIX) as connected:
             connected.connect(path)
             monitor = cls(Lines(connected))
-            monitor.send(_command("qmp_capabilities", {}))
+            # With out-of-band commands QEMU reads ahead more than one; qemu.qmp enables them, too.
+            monitor.send(_command("qmp_capabilities", {"enable": ["oob"]}))
             while not monitor.answers:
                 monitor.read()
             monitor.answers = 0
