@@ -34,6 +34,7 @@ UNITS = {" ms": 1e-3, " s": 1.0}
 
 LOOKS: dict[str, dict[str, Any]] = {
     "ours": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
+    "ours spread": {"color": "#56B4E9", "marker": "v", "linestyle": (0, (3, 1))},
     "floor": {"color": "#000000", "marker": "x", "linestyle": "--"},
 }
 """Of series: colours of Okabe and Ito's, and told apart without any, too."""
@@ -48,14 +49,9 @@ DOTS_PER_INCH = 120
 
 @dataclass(frozen=True)
 class Picture:
-    """What a picture shows, in words.
-
-    Args:
-        theirs: whose series those are that are neither ours nor the floor.
-    """
+    """What a picture shows, in words."""
 
     says: str
-    theirs: str = ""
 
     def markdown(self, name: str) -> str:
         return f"![{self.says}](pictures/{name}.png)"
@@ -63,9 +59,7 @@ class Picture:
 
 PICTURES = {
     "attach": Picture("Time to attach and mount disks, and to release them: ours and the floor"),
-    "versus_libvirt": Picture(
-        "Time until all disks are mounted, and gone: ours and libvirt's", "libvirt, "
-    ),
+    "versus_libvirt": Picture("Time until all disks are mounted, and gone: ours and libvirt's"),
 }
 """By benchmark."""
 
@@ -112,14 +106,14 @@ def draw(name: str, result: Result, folder: Path = FOLDER) -> None:
     folder.mkdir(exist_ok=True)
     panels = figures(result)
     with style.context("default"):
-        _drawn(panels, PICTURES[name].theirs).savefig(
+        _drawn(panels).savefig(
             folder / f"{name}.png",
             dpi=DOTS_PER_INCH,
             metadata={"Software": None, "Description": json.dumps(panels)},
         )
 
 
-def _drawn(panels: Panels, theirs: str) -> Figure:
+def _drawn(panels: Panels) -> Figure:
     """Above the time for all disks, below for each of them."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator
@@ -131,9 +125,8 @@ def _drawn(panels: Panels, theirs: str) -> Figure:
         for label, times in columns.items():
             if label == "disks":
                 continue
-            is_known = label in LOOKS
-            look = LOOKS[label] if is_known else next(others)
-            above.plot(disks, times, label=label if is_known else f"{theirs}{label}", **look)
+            look = LOOKS[label] if label in LOOKS else next(others)
+            above.plot(disks, times, label=label, **look)
             each = [1e3 * seconds / count for seconds, count in zip(times, disks, strict=True)]
             below.plot(disks, each, **look)
         above.set_title(title)
