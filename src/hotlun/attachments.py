@@ -141,10 +141,11 @@ class AttachmentTable:
     def find(self, request: DiskRequest) -> DiskState | None:
         """The state of the disk asked for, or of another one that was attached by this path."""
         if not request.disk.provider:
-            for path in (request.disk.path, request.name):
-                by_path = self._by_path.get(self._rules.fold(path))
-                if by_path is not None:
-                    return by_path
+            by_path = self._by_path.get(self._rules.fold(request.disk.path))
+            if by_path is None and request.name != request.disk.path:
+                by_path = self._by_path.get(self._rules.fold(request.name))
+            if by_path is not None:
+                return by_path
         return self._by_identity.get(request.identity)
 
     def check_sharing(self, state: DiskState, request: DiskRequest) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Protocol
 
 from hotlun import windows_paths
@@ -74,7 +75,7 @@ class Posix:
         return ("file", status.st_dev, status.st_ino)
 
     def suffix(self, path: str) -> str:
-        return os.path.splitext(path)[1].lower()
+        return _suffix(path)
 
     def spellings(self, path: str) -> tuple[str, ...]:
         return os.path.normpath(path), os.path.realpath(path)
@@ -143,6 +144,11 @@ class Windows:
 
     def join(self, folder: str, rest: str) -> str:
         return folder.rstrip("\\/") + "\\" + rest
+
+
+@lru_cache(maxsize=1024)
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
 
 
 HERE: Final[PathRules] = Windows() if os.name == "nt" else Posix()

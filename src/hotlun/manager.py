@@ -610,4 +610,5 @@ class Manager:
         """The worker has no step to take for the disk."""
         if self._survives:
             self._recorder.write_late(disk)
-        self._reconciler.rested(disk)
+        if not disk.is_gone:
+            self._reconciler.rested(disk)

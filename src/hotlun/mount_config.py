@@ -110,6 +110,10 @@ class MountConfig:
         if problem:
             raise ValueError(problem)
 
+    def __hash__(self) -> int:
+        """Of what mostly differs: a config is looked for more often than two are alike."""
+        return hash((self.filesystem, self.partition, self._option_set))
+
     @property
     def exclusive_use(self) -> str:
         """What it does to its sectors that no other mount of them can live beside.

@@ -46,19 +46,15 @@ class MountTable:
         """
         return self._paths.normalise(path)
 
-    def find(self, state: DiskState, config: MountConfig) -> MountState | None:
-        """The guest mount of the disk that has this config, or one that overlaps and is in the way.
+    def in_the_way(self, state: DiskState, config: MountConfig) -> MountState | None:
+        """A guest mount of the disk that overlaps one with this config, which no other has.
 
-        Only one with an equal config can be shared; another is in teardown,
-        or owned by nobody, and has to be waited for.
+        It is in teardown, or owned by nobody, and has to be waited for.
 
         Raises:
             DiskConflictError: one overlaps, is in use, and one of the two needs the
                 sectors to itself.
         """
-        same = state.mounts.get(config)
-        if same is not None:
-            return same
         in_teardown = None
         for mount in state.mounts.values():
             if not mount.config.overlaps(config):

@@ -72,13 +72,19 @@ class Tables:
             wants.wait_for(disk, disk, answer, is_adding=True)
             return disk, None
         wants.retry_orphans(disk)
-        mount = self.guest_mounts.find(disk, config) if config is not None else None
-        if mount is not None and (mount.closing or mount.config != config):
-            wants.wait_for(mount, disk, answer, is_adding=True)
+        if config is None:
+            return disk, wants.join(disk, None, vm_id, answer, owner)
+        mount = disk.mounts.get(config)
+        if mount is None:
+            in_the_way = self.guest_mounts.in_the_way(disk, config)
+        else:
+            in_the_way = mount if mount.closing else None
+        if in_the_way is not None:
+            wants.wait_for(in_the_way, disk, answer, is_adding=True)
             return disk, None
         if mount is None:
             mount = self._plan(disk.attachment.disk, path, config)
-        elif config is not None:
+        else:
             mount.config = config  # equal; but of two equal keys one may be no more than a seal
         return disk, wants.join(disk, mount, vm_id, answer, owner)
 

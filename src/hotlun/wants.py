@@ -225,7 +225,8 @@ def join(
     disk.handles[handle] = None
     disk.active[handle] = None
     if mount is not None:
-        disk.mounts.setdefault(mount.config, mount)
+        if not mount.handles:  # it may be new
+            disk.mounts.setdefault(mount.config, mount)
         mount.handles[handle] = None
     return handle
 
@@ -386,9 +387,9 @@ def forget_mount(disk: DiskState, mount: MountState) -> None:
 
 def has_work(disk: DiskState) -> bool:
     """Whether there may be a step to take; no more than a hint, and quickly told."""
-    return bool(disk.active or disk.waiters or not disk.handles) or any(
-        not mount.handles or mount.fact is Fact.NO for mount in disk.mounts.values()
-    )
+    if disk.active or disk.waiters or not disk.handles:
+        return True
+    return any(not mount.handles or mount.fact is Fact.NO for mount in disk.mounts.values())
 
 
 def has_driver(disk: DiskState) -> bool:
