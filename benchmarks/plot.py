@@ -118,7 +118,7 @@ def _drawn(panels: Panels) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator
 
-    picture = Figure(figsize=(9, 7), layout="constrained")
+    picture = Figure(figsize=(4.5 * len(panels), 7), layout="constrained")
     axes = picture.subplots(2, len(panels), sharex="col", sharey="row", squeeze=False)
     for (above, below), (title, columns) in zip(axes.T, panels.items(), strict=True):
         disks, others = columns["disks"], iter(OTHER_LOOKS)

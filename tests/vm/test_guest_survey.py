@@ -269,4 +269,8 @@ async def test_256_disks_with_a_mount_each(shared_vm: Machine, tmp_path: Path) -
     assert await ask(vm, *mounts) == only_devices(*(mount.attachment for mount in mounts))
     await asyncio.gather(*(vm.guest.unplug(mount.attachment) for mount in mounts))
     await asyncio.gather(*(vm.host.detach(mount.attachment) for mount in mounts))
-    assert await ask(vm, *mounts) == NOTHING
+    # So many events at once are more than the kernel has room for; it looks through the bus then,
+    # and can find again what was let go and not detached yet. That goes with the news of it.
+    async with asyncio.timeout(30):
+        while await ask(vm, *mounts) != NOTHING:
+            pass
