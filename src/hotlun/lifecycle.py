@@ -35,21 +35,21 @@ if TYPE_CHECKING:
 
 def next_step(disk: DiskState) -> Step | None:
     """The one step to take now; None if there is none, or nobody wants it taken."""
-    adding, releasing = [], []
+    adding, leaving = [], []
     for handle in disk.active:
         if not handle.is_live:
             adding.append(handle)
         elif not handle.answer.done():
-            releasing.append(handle)
-    is_kept = len(releasing) < len(disk.handles)
+            leaving.append(handle)
+    is_kept = len(leaving) < len(disk.handles)
     if not disk.closing:
-        step = _making_step(disk, adding) or _unmounting_step(disk, releasing)
+        step = _making_step(disk, adding) or _unmounting_step(disk, leaving)
         if step is not None or is_kept:
             return step
     if not disk.waiters:
         if is_kept:  # of a disk that is lost, each gives back its own
-            return _unmounting_step(disk, releasing)
-        if disk.stalled and not releasing:
+            return _unmounting_step(disk, leaving)
+        if disk.stalled and not leaving:
             return None
     for thing in (*disk.mounts.values(), disk, *disk.grants.values()):
         action = thing.undoing
@@ -73,14 +73,14 @@ def _making_step(disk: DiskState, adding: list[Handle]) -> Step | None:
     return None
 
 
-def _unmounting_step(disk: DiskState, releasing: list[Handle]) -> Step | None:
+def _unmounting_step(disk: DiskState, leaving: list[Handle]) -> Step | None:
     """A guest mount that nobody keeps, on an attachment that others may keep."""
     if not disk.handles:
         return None
     for mount in disk.mounts.values():
         if not mount.allows(Action.UNMOUNT):
             continue
-        count = sum(handle.mount is mount for handle in releasing) if releasing else 0
+        count = sum(handle.mount is mount for handle in leaving) if leaving else 0
         kept = len(mount.handles) > count
         if mount.closing and any(waiter.thing is mount for waiter in disk.waiters):
             return Step(Action.UNMOUNT, mount)

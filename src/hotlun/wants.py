@@ -330,6 +330,7 @@ def _settle_mounts(disk: DiskState) -> None:
 
 
 def _settle_detached(disk: DiskState) -> None:
+    """Nothing is attached: before an attach, or at the end."""
     if not disk.handles:  # nothing is left to do but revokes
         disk.closing = disk.vacated = True
     if disk.closing and not disk.grants:
