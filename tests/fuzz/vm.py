@@ -64,8 +64,8 @@ _OF_LINKS = ("no answer", "an answer that", "another ActivityId")
 """What cannot be told where links are not told apart."""
 _LOOK_EVERY = 100
 _GROWTH = 4 << 10
-"""KiB that the agent may grow by in the second half of a run: its threads and their heaps, of
-which it has as many as disks were busy at a time, are there by then."""
+"""KiB that the agent may grow by when inputs are sent again: its threads and their heaps are
+there by then, while inputs that are new to it may need more of them than any before."""
 
 _LOOK = r"""
 agent=$(pgrep -xf 'python3 .*/agent.pyz .*')
@@ -115,7 +115,7 @@ class Wish(NamedTuple):
 
 
 async def run(seed: int, start: int, count: int, *, talk: bool = False) -> Outcome:
-    """Send this many inputs, from this index on.
+    """Send this many inputs, from this index on; and half of them again, which show a leak.
 
     Args:
         talk: print what is sent and answered.
@@ -129,6 +129,7 @@ async def run(seed: int, start: int, count: int, *, talk: bool = False) -> Outco
         memory = [first.memory]
         index, since = start - 1, start
         skipped = 0
+        sent: list[Input] = []
         while figures.inputs < count:
             index += 1
             given = make(seed, index, PROFILE)
@@ -139,6 +140,7 @@ async def run(seed: int, start: int, count: int, *, talk: bool = False) -> Outco
                     break
                 continue
             wrong = await session.feed(given)
+            sent.append(given)
             if talk:
                 print(f"{given.writes!r}\nis answered\n{session.answers!r}")
             is_last = figures.inputs == count
@@ -152,17 +154,24 @@ async def run(seed: int, start: int, count: int, *, talk: bool = False) -> Outco
                 failures.append(Failure(index, wrong))
                 if failed > 5:
                     break
+        for given in sent[: count // 2]:
+            if wrong := await session.feed(given):
+                failed += 1
+                failures.append(Failure(given.number, wrong))
         await session.tidy([Wish(Slot(0, 0), 0, SANDBOX + "a", block_device=False)], mounting=True)
         last = await look(machine)
     grown = []
-    half = memory[len(memory) // 2]
-    if last.memory > half + _GROWTH:
-        grown.append(f"in the second half the agent grew from {half} to {last.memory} KiB")
+    if last.memory > memory[-1] + _GROWTH:
+        grown.append(
+            f"by the first {count // 2} inputs, sent again, the agent grew "
+            f"from {memory[-1]} to {last.memory} KiB"
+        )
     if last.files > first.files + 1:  # the device mapper's control, opened when first needed
         grown.append(f"the agent had {first.files} files open, and has {last.files}")
     size = (
-        f"of the agent at first, after each {_LOOK_EVERY} inputs, at last: "
-        f"{', '.join(map(str, [*memory, last.memory]))} KiB; {first.files}, {last.files} files; "
+        f"of the agent at first, and after each {_LOOK_EVERY} inputs: "
+        f"{', '.join(map(str, memory))} KiB; after half of them again: {last.memory} KiB; "
+        f"{first.files}, {last.files} files; "
         f"{skipped} inputs were not sent"
     )
     return Outcome(figures, failures, failed, grown, [size], time.monotonic() - begun)
