@@ -2,6 +2,12 @@
 
 Each is a file in sysfs, written to. That returns when it is done, and for a disk that
 does not answer any more it can take minutes, so that a thread of its own does it.
+
+To let one go takes two: its driver first, then the device. The kernel deletes the devices
+of a controller one after another (`scan_mutex` in `scsi_remove_device`), and most of the
+time a disk's driver waits for an RCU grace period (`blk_mq_freeze_queue_wait` in
+`del_gendisk`, Linux 6.1). When the drivers are unbound before, those waits overlap: 64 disks
+are gone in a third of the time.
 """
 
 from __future__ import annotations
@@ -19,6 +25,9 @@ if TYPE_CHECKING:
     from hotlun.agent.kernel import Kernel
     from hotlun.agent.threads import Threads
     from hotlun.agent.uevents import Deadline, Uevents
+
+_DRIVER = "bus/scsi/drivers/sd"
+"""That of disks, in sysfs."""
 
 
 class Orders:
@@ -67,7 +76,7 @@ class Orders:
                     os.close(file)
             if not is_wanted:
                 return True
-            self._write(file, b"1\n", deadline, first)
+            self._have_done(file, lambda: self._delete(file, *inodes[0]), deadline, first)
 
         def look() -> bool | None:
             """Events do not say: the kernel announces a removal before sysfs shows it."""
@@ -79,43 +88,64 @@ class Orders:
         """Have the kernel ask a device for its serial and its size, not for its partitions."""
         file = _opened(os.path.join(device, "rescan"))
         if file is not None:
-            self._write(file, b"1\n", deadline)
+            self._have_done(file, lambda: _write(file, b"1\n"), deadline)
 
     def look_for(self, address: str, deadline: Deadline) -> None:
         """Have the kernel look for a device at an address, `2:0:0:1`, where it knows of none."""
         host, place = address.split(":", 1)
         file = _opened(os.path.join(self._kernel.sys, f"class/scsi_host/host{host}/scan"))
         if file is not None:
-            self._write(file, place.replace(":", " ").encode() + b"\n", deadline)
+            order = place.replace(":", " ").encode() + b"\n"
+            self._have_done(file, lambda: _write(file, order), deadline)
 
-    def _write(
+    def _delete(self, file: int, device: str, inode: int) -> None:
+        """Take a device's driver from it, and let it go by its `delete`, which is open."""
+        self._unbind(device, inode)
+        _write(file, b"1\n")
+
+    def _unbind(self, device: str, inode: int) -> None:
+        """Take the driver of disks from a device, if that is still the one at its address."""
+        address = os.path.basename(device)
+        if _inode(device) == inode:
+            self._tell_driver("unbind", address)
+            if _inode(device) not in (inode, 0):  # another has just come, and lost its driver
+                self._tell_driver("bind", address)
+
+    def _tell_driver(self, order: str, address: str) -> None:
+        file = _opened(os.path.join(self._kernel.sys, _DRIVER, order))
+        if file is not None:
+            try:
+                _write(file, address.encode())
+            finally:
+                os.close(file)
+
+    def _have_done(
         self,
         file: int,
-        order: bytes,
+        order: Callable[[], None],
         deadline: Deadline,
         first: Callable[[], None] | None = None,
     ) -> None:
-        """Write to an attribute and close it; wait for that until the deadline at most."""
+        """Have an order given that needs the file, and close that; wait until the deadline."""
         failed: list[Exception] = []
         given_up: list[bool] = []
         over = threading.Lock()
         over.acquire()
 
-        def write() -> None:
+        def give() -> None:
             try:
                 if first is not None:
                     first()
                 if not given_up:
-                    with contextlib.suppress(OSError):  # its device is gone
-                        os.write(file, order)
-            except Exception as error:  # that of `first`, which is the other thread's
+                    order()
+            except Exception as error:  # of `first`, and it is the other thread's
                 failed.append(error)
             finally:
                 os.close(file)
                 over.release()
 
         try:
-            self._threads.run(write)
+            self._threads.run(give)
         except RuntimeError:
             os.close(file)
             raise
@@ -125,6 +155,12 @@ class Orders:
             given_up.append(True)
         if failed:
             raise failed[0]
+
+
+def _write(file: int, order: bytes) -> None:
+    """Tell the kernel something about a device, which may be gone."""
+    with contextlib.suppress(OSError):
+        os.write(file, order)
 
 
 def _opened(path: str) -> int | None:

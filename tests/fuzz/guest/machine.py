@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import stat
@@ -18,7 +19,7 @@ from fuzz.guest.programs import Programs, Selectors
 from fuzz.guest.tree import Mount, Node, Spot, Tree, failure
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 _SIZE = 1 << 18
 """Bytes that a disk really has; `sectors` says what it seems to have."""
@@ -172,7 +173,7 @@ class Guest:
         """The late disk comes while somebody waits."""
         for disk in DISKS:
             if "late" in disk.traits and disk.address not in self._bus.entries:
-                self._plug(disk)
+                self.plug(disk)
 
     def is_claimed(self, blocks: Blocks) -> bool:
         """Whether somebody has the device, or what it is part of, for himself."""
@@ -237,9 +238,12 @@ class Guest:
             scan = tree.file(f"/sys/class/scsi_host/host{host}/scan")
             scan.ordered = lambda order, host=host: self._look_for(host, order)
         tree.directory("/sys/class/block")
+        driver = "/sys/bus/scsi/drivers/sd"
+        tree.file(f"{driver}/bind").ordered = functools.partial(self._told, self._bind)
+        tree.file(f"{driver}/unbind").ordered = functools.partial(self._told, self._unbind)
         for disk in DISKS:
             if "late" not in disk.traits:
-                self._plug(disk)
+                self.plug(disk)
         spot = tree.walk("/mnt/theirs")
         theirs = Mount(Node(stat.S_IFDIR | 0o755), "8:192", "ext4", "/dev/sdm", spot)
         tree.mounts[spot] = theirs
@@ -268,9 +272,10 @@ class Guest:
         lun = order.split()[-1].decode()
         for disk in DISKS:
             if (disk.host, str(disk.lun)) == (host, lun) and disk.address not in self._bus.entries:
-                self._plug(disk, serial=f"disk-{disk.lun}-new")
+                self.plug(disk, serial=f"disk-{disk.lun}-new")
 
-    def _plug(self, disk: Disk, serial: str = "") -> None:
+    def plug(self, disk: Disk, serial: str = "") -> None:
+        """Have a disk come; with another serial it is another one."""
         serial = serial or f"disk-{disk.lun}"
         tree = self.tree
         place = self._place(disk)
@@ -279,7 +284,30 @@ class Guest:
         page = b"\0\x80" + len(serial).to_bytes(2, "big") + serial.encode()
         self._attribute(device, "vpd_pg80", b"" if "no vpd" in disk.traits else page)
         self._attribute(device, "rescan").ordered = lambda _: None
-        self._attribute(device, "delete").ordered = lambda _: self._unplug(disk)
+        self._attribute(device, "delete").ordered = lambda _: self._delete(disk, device)
+        link = tree.touch(self._bus).entries[disk.address] = Node(stat.S_IFLNK | 0o777)
+        link.target = f"../../..{place.removeprefix('/sys')}"
+        self._bind(disk)
+
+    def unplug(self, disk: Disk) -> None:
+        """Have a disk go."""
+        tree = self.tree
+        self._unbind(disk)
+        tree.touch(self._bus).entries.pop(disk.address, None)
+        above = tree.directory(os.path.dirname(self._place(disk)))
+        tree.touch(above).entries.pop(disk.address, None)
+
+    def device(self, disk: Disk) -> Node | None:
+        """The directory of the SCSI device, if it is there; its driver has made `block` in it."""
+        return self.tree.directory(os.path.dirname(self._place(disk))).entries.get(disk.address)
+
+    def _delete(self, disk: Disk, device: Node) -> None:
+        if self.device(disk) is device:
+            self.unplug(disk)
+
+    def _bind(self, disk: Disk) -> None:
+        tree = self.tree
+        device = tree.touch(tree.directory(self._place(disk)))
         folder = device.entries["block"] = Node(stat.S_IFDIR | 0o755, device)
         number = f"8:{disk.minor}"
         block = self._block(folder, disk, disk.name, number, disk.holds, "")
@@ -287,8 +315,20 @@ class Guest:
             name = f"{disk.name}{at}"
             part = self._block(block, disk, name, f"8:{disk.minor + at}", holds, number)
             self._attribute(part, "partition", f"{at}\n".encode())
-        link = tree.touch(self._bus).entries[disk.address] = Node(stat.S_IFLNK | 0o777)
-        link.target = f"../../..{place.removeprefix('/sys')}"
+
+    def _unbind(self, disk: Disk) -> None:
+        tree = self.tree
+        tree.touch(tree.directory(self._place(disk))).entries.pop("block", None)
+        for name in (disk.name, *(f"{disk.name}{n}" for n, _ in enumerate(disk.partitions, 1))):
+            tree.touch(tree.directory("/dev")).entries.pop(name, None)
+        for at in range(len(disk.partitions) + 1):
+            tree.touch(tree.directory("/sys/dev/block")).entries.pop(f"8:{disk.minor + at}", None)
+
+    def _told(self, act: Callable[[Disk], None], order: bytes) -> None:
+        """The driver is told a disk's address."""
+        for disk in DISKS:
+            if disk.address == order.decode() and disk.address in self._bus.entries:
+                act(disk)
 
     def _place(self, disk: Disk) -> str:
         """The directory of the SCSI device in sysfs."""
@@ -323,20 +363,6 @@ class Guest:
         node = above.entries[name] = Node(stat.S_IFREG | 0o644, above)
         node.content = content
         return node
-
-    def _unplug(self, disk: Disk) -> None:
-        tree = self.tree
-        address = tree.walk(self._bus_path(disk)).node
-        tree.touch(self._bus).entries.pop(disk.address, None)
-        if address.parent is not None:
-            tree.touch(address.parent).entries.pop(disk.address, None)
-        for name in (disk.name, *(f"{disk.name}{n}" for n, _ in enumerate(disk.partitions, 1))):
-            tree.touch(tree.directory("/dev")).entries.pop(name, None)
-        for at in range(len(disk.partitions) + 1):
-            tree.touch(tree.directory("/sys/dev/block")).entries.pop(f"8:{disk.minor + at}", None)
-
-    def _bus_path(self, disk: Disk) -> str:
-        return f"/sys/bus/scsi/devices/{disk.address}"
 
 
 __all__ = ["DISKS", "PROFILE", "Guest", "Spot"]
