@@ -8,8 +8,9 @@ The floor does the same on the same VM, in turn with ours, with nothing that cou
 (`thin.py`): QMP's bare commands without waiting for one another, and in the guest a small
 program in C that calls mount(2) for each disk that the kernel announces, umount2(2), and
 writes to sysfs. It remembers nothing, proves nothing, and undoes nothing that fails; it needs
-gcc. While it works the guest's agent is stopped, as both would hear of each disk. A disk is a
-64 MiB raw image with an ext4 on it. Medians.
+gcc. While it works the guest's agent is stopped, as both would hear of each disk. "Delete
+alone" is the floor as it would be if a disk did not lose its driver first. A disk is a 64 MiB
+raw image with an ext4 on it. Medians.
 """
 
 from __future__ import annotations
@@ -43,7 +44,14 @@ LIMITS = {1: 1.25, 64: 1.15, 256: 1.15}
 """What is aimed at: times the floor."""
 SIZE = 64 << 20
 CONFIG = MountConfig(filesystem="ext4")
-PHASES = ("attach + mount", "release")
+PHASES = {
+    "attach + mount": ("ours", "floor"),
+    "release": ("ours", "floor", "delete alone"),
+}
+"""What is measured, and of whom."""
+
+Samples = dict[str, list[tuple[float, float]]]
+"""Seconds for the two phases, by whom."""
 
 
 class Bench:
@@ -54,17 +62,22 @@ class Bench:
         self._thin = thin
         self._images = images
 
-    async def samples(self, disks: int, runs: int) -> dict[str, list[tuple[float, float]]]:
-        """Seconds for the two phases, by whom; the first round is for warming up."""
+    async def samples(self, disks: int, runs: int) -> Samples:
+        """The first round is for warming up."""
         images = self._images[:disks]
-        samples: dict[str, list[tuple[float, float]]] = {"ours": [], "floor": []}
+        sides = {
+            "ours": self._ours,
+            "floor": self._floor,
+            "delete alone": partial(self._floor, unbind=False),
+        }
+        samples: Samples = {side: [] for side in sides}
 
         async def kept(side: str) -> float:
-            seconds = await (self._ours if side == "ours" else self._floor)(images)
+            seconds = await sides[side](images)
             samples[side].append(seconds)
             return sum(seconds)
 
-        await in_turn(runs + 1, **{side: partial(kept, side) for side in samples})
+        await in_turn(runs + 1, **{side: partial(kept, side) for side in sides})
         return {side: seconds[1:] for side, seconds in samples.items()}
 
     async def _ours(self, images: Sequence[str]) -> tuple[float, float]:
@@ -77,9 +90,9 @@ class Bench:
             await asyncio.gather(*(mount.release() for mount in mounts))
             return added - begin, time.perf_counter() - added
 
-    async def _floor(self, images: Sequence[str]) -> tuple[float, float]:
+    async def _floor(self, images: Sequence[str], *, unbind: bool = True) -> tuple[float, float]:
         async with _agent_stopped(self._vm):
-            return self._thin.run(images)
+            return self._thin.run(images, unbind=unbind)
 
 
 @contextlib.asynccontextmanager
@@ -119,19 +132,22 @@ def prepare(directory: str, disks: int) -> list[str]:
 
 async def measure(chosen: argparse.Namespace) -> Report:
     report = Report()
-    tables = [report.table(phase, "disks", "ours ms", "floor ms", "ratio") for phase in PHASES]
+    tables = [
+        report.table(phase, "disks", *(f"{side} ms" for side in sides), "ratio to floor")
+        for phase, sides in PHASES.items()
+    ]
     with tempfile.TemporaryDirectory() as directory:
         images = prepare(directory, max(chosen.disks))
         async with Machine.start(connect=False) as vm, Thin.install(vm) as thin:
             bench = Bench(vm, thin, images)
             for disks in chosen.disks:
                 samples = await bench.samples(disks, chosen.runs or RUNS.get(disks, 3))
-                for index, table in enumerate(tables):
+                for index, (table, sides) in enumerate(zip(tables, PHASES.values(), strict=True)):
                     seconds = medians(
-                        {side: [run[index] for run in runs] for side, runs in samples.items()}
+                        {side: [run[index] for run in samples[side]] for side in sides}
                     )
                     ratio = seconds["ours"] / seconds["floor"]
-                    table.rows.append((disks, seconds["ours"] * 1e3, seconds["floor"] * 1e3, ratio))
+                    table.rows.append((disks, *(seconds[side] * 1e3 for side in sides), ratio))
                     name = f"{table.title}, {disks} at once" if disks > 1 else f"{table.title}, 1"
                     report.ratios[name] = round(ratio, 3)
                     if disks in LIMITS:

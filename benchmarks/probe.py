@@ -87,6 +87,11 @@ EFFECTS = (
     Effect("sooner RCU, 2 CPUs", replace(TWO_CPUS, settings=SOONER_RCU), TWO_CPUS),
     Effect("sooner RCU, 4 controllers", replace(ONE, controllers=FOUR, settings=SOONER_RCU),
            replace(ONE, controllers=FOUR)),
+    Effect("unbound first", replace(ONE, unbind=True)),
+    Effect("unbound first, 4 controllers", replace(ONE, controllers=FOUR, unbind=True),
+           replace(ONE, unbind=True)),
+    Effect("unbound first, 64 threads", replace(ONE, threads=64, unbind=True),
+           replace(ONE, unbind=True)),
     Effect("deleted one by one", replace(ONE, threads=1)),
     Effect("deleted one by one, 2 CPUs", replace(TWO_CPUS, threads=1), TWO_CPUS),
 )  # fmt: skip

@@ -99,14 +99,18 @@ class Guest:
                     self._port.say(next(part for part in way if part.startswith("0000:00:")))
         return len(seen)
 
-    def let_go(self, threads):
-        """Delete all SCSI devices, in so many threads; those of a controller come together."""
+    def let_go(self, threads, unbind):
+        """Delete all SCSI devices, in so many threads; those of a controller come together.
+
+        Args:
+            unbind: whether each loses its driver before.
+        """
         files = sorted(
             glob.glob("/sys/class/scsi_device/*/device/delete"), key=lambda file: file.split(":")
         )
         share = -(-len(files) // threads)
         parts = [files[at : at + share] for at in range(0, len(files), share)]
-        working = [threading.Thread(target=write_all, args=(part, "1")) for part in parts]
+        working = [threading.Thread(target=delete_all, args=(part, unbind)) for part in parts]
         for thread in working:
             thread.start()
         for thread in working:
@@ -173,9 +177,11 @@ def write(path, text):
         file.write(text)
 
 
-def write_all(paths, text):
+def delete_all(paths, unbind):
     for path in paths:
-        write(path, text)
+        if unbind:
+            write("/sys/bus/scsi/drivers/sd/unbind", path.split("/")[4])
+        write(path, "1")
 
 
 def main():

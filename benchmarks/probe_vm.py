@@ -62,6 +62,7 @@ class Way:
         listener: whether a process in the guest is woken for each uevent, as udev is.
         agent: whether hotlun's agent hears of the disks, too.
         threads: that let the disks go in the guest.
+        unbind: whether each disk loses its driver before it is deleted.
     """
 
     cpus: int = 1
@@ -77,6 +78,7 @@ class Way:
     listener: bool = False
     agent: bool = True
     threads: int = 8
+    unbind: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class ProbeVM:
             with self._spent() as plugged:
                 names = await self._plug(way, disks)
             with self._spent() as gone:
-                await self._ask("let_go", threads=way.threads)
+                await self._ask("let_go", threads=way.threads, unbind=way.unbind)
         await self._unplug(names)
         return plugged[0], gone[0]
 
@@ -179,7 +181,7 @@ class ProbeVM:
             names = await self._plug(way, disks)
             coming = await self._ask(end, **arguments)
             await self._ask(begin)
-            await self._ask("let_go", threads=way.threads)
+            await self._ask("let_go", threads=way.threads, unbind=way.unbind)
             going = await self._ask(end, **arguments)
         await self._unplug(names)
         return coming, going

@@ -33,7 +33,7 @@ SOURCE = Path(__file__).with_name("thin_guest.c")
 IN_GUEST = "/run/thin_guest"
 CHUNK = 96 << 10
 """Bytes of one argument: Linux takes less than 128 KiB."""
-WORKERS = 4
+WORKERS = 8
 """Threads in the guest. More than one, as mounting and letting go are mostly waiting."""
 PATIENCE = 60.0
 """Seconds for the next word of anybody's; after that something is wrong."""
@@ -73,8 +73,12 @@ class Thin:
                 )
                 yield cls(vm.qmp_socket, connected)
 
-    def run(self, images: Sequence[str]) -> tuple[float, float]:
-        """Seconds until all are attached and mounted, and until all of them are gone."""
+    def run(self, images: Sequence[str], *, unbind: bool = True) -> tuple[float, float]:
+        """Seconds until all are attached and mounted, and until all of them are gone.
+
+        Args:
+            unbind: whether each disk loses its driver before it is deleted in the guest.
+        """
         disks = [Commands.of(number, image) for number, image in enumerate(images)]
         with Monitor.connect(self._qmp_path) as qmp:
             self._port.send(f"mount {len(disks)}\n".encode())
@@ -82,7 +86,7 @@ class Thin:
             begin = time.perf_counter()
             self._add(qmp, disks)
             added = time.perf_counter()
-            self._remove(qmp, disks)
+            self._remove(qmp, disks, b"release\n" if unbind else b"delete\n")
             return added - begin, time.perf_counter() - added
 
     def _add(self, qmp: Monitor, disks: list[Commands]) -> None:
@@ -91,11 +95,11 @@ class Thin:
         while qmp.answers < 2 * len(disks):
             qmp.read()
 
-    def _remove(self, qmp: Monitor, disks: list[Commands]) -> None:
+    def _remove(self, qmp: Monitor, disks: list[Commands], order: bytes) -> None:
         in_guest = {disk.said: disk.remove_device for disk in disks}
         in_qemu = {disk.id: disk.remove_node for disk in disks}
         qmp.answers = 0
-        self._port.send(b"release\n")
+        self._port.send(order)
         with selectors.DefaultSelector() as ready:
             ready.register(self._port, selectors.EVENT_READ)
             ready.register(qmp, selectors.EVENT_READ)

@@ -6,9 +6,10 @@
  *
  * The host says over the port "mount N\n", hears "ready\n", attaches N disks, and hears
  * "mounted\n" when all are. It says "release\n", and hears of each disk that is gone in the
- * guest: the PCI device and function of its controller, and its LUN, "10.0 5\n". Nothing is
- * looked at twice and nothing is proved: what the kernel's uevents tell of is taken for the
- * disk that is meant. Whatever fails ends it.
+ * guest: the PCI device and function of its controller, and its LUN, "10.0 5\n". By "delete\n"
+ * the disks keep their driver until they are deleted. Nothing is looked at twice and nothing
+ * is proved: what the kernel's uevents tell of is taken for the disk that is meant. Whatever
+ * fails ends it.
  */
 
 #define _GNU_SOURCE
@@ -28,7 +29,7 @@
 #define FOLDER "/run/thin"
 
 struct disk {
-    char node[64], delete[256], name[32], target[64];
+    char node[64], address[32], delete[256], name[32], target[64];
 };
 
 typedef void job_t(struct disk *);
@@ -37,6 +38,7 @@ static struct disk disks[MOST];
 static job_t *job;             /* what is done to each */
 static int put, taken, done;   /* disks to do it to, begun with, done */
 static int wanted;             /* disks of this round */
+static int unbinding;          /* each disk loses its driver before it is deleted */
 static int port;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
@@ -59,16 +61,22 @@ static void mount_it(struct disk *disk)
         fail("mount", disk->node);
 }
 
+static void tell(const char *path, const char *order)
+{
+    int file = open(path, O_WRONLY);
+
+    if (file < 0 || write(file, order, strlen(order)) < 0)
+        fail(order, path);
+    close(file);
+}
+
 static void release_it(struct disk *disk)
 {
-    int file;
-
     if (umount2(disk->target, 0))
         fail("umount2", disk->target);
-    file = open(disk->delete, O_WRONLY);
-    if (file < 0 || write(file, "1", 1) != 1)
-        fail("delete", disk->delete);
-    close(file);
+    if (unbinding)
+        tell("/sys/bus/scsi/drivers/sd/unbind", disk->address);
+    tell(disk->delete, "1");
     say(disk->name);
 }
 
@@ -103,6 +111,7 @@ static int is_new_disk(char *event, struct disk *disk)
     snprintf(disk->node, sizeof disk->node, "/dev/%s", name);
     *block = '\0';
     snprintf(disk->delete, sizeof disk->delete, "/sys%s/delete", path);
+    snprintf(disk->address, sizeof disk->address, "%s", strrchr(path, '/') + 1);
     lun = strrchr(path, ':') + 1;
     snprintf(disk->name, sizeof disk->name, "%.4s %s\n", pci - 4, lun);
     snprintf(disk->target, sizeof disk->target, FOLDER "/%.4s-%s", pci - 4, lun);
@@ -175,8 +184,10 @@ int main(int argc, char **argv)
     while (fgets(line, sizeof line, orders)) {
         if (sscanf(line, "mount %d", &count) == 1 && count <= MOST)
             mount_all(count);
-        else
+        else {
+            unbinding = !strcmp(line, "release\n");
             begin(release_it, wanted);
+        }
     }
     return 0;
 }
