@@ -40,7 +40,7 @@ from hotlun.journal import MemoryJournal, SQLiteJournal
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from hotlun.journal import Journal
 
@@ -274,11 +274,11 @@ async def memory(report: Report, images: Images) -> None:
 
 async def with_a_journal(report: Report, images: Images, runs: int) -> None:
     """One add + release without a journal, and on each kind; its writes alone are the floor."""
-    recorded: list[tuple[str, str | None]] = []
+    recorded: list[Mapping[str, str | None]] = []
 
     class Noted(MemoryJournal):
-        def write(self, name: str, document: str | None) -> None:
-            recorded.append((name, document))
+        def write(self, changes: Mapping[str, str | None]) -> None:
+            recorded.append(changes)
 
     path = images.paths[0]
     host, guest = backends()
@@ -288,8 +288,8 @@ async def with_a_journal(report: Report, images: Images, runs: int) -> None:
     bare.open()
 
     async def write() -> None:
-        for name, document in recorded:
-            bare.write(name, document)
+        for changes in recorded:
+            bare.write(changes)
 
     kinds: dict[str, Journal | None] = {
         "none": None,

@@ -1,8 +1,9 @@
-"""What must survive this process: a document a disk, replaced before and after each step.
+"""What must survive this process: documents, replaced before and after each step.
 
 A journal is a dumb and durable table. What stands in the documents, and when they are
-written, is `records` and `recorder`; here it is only made sure that a document is there
-whole or not at all, whenever the process is killed, and that nobody else writes.
+written, is `records` and `recorder`; here it is only made sure that what is written
+together is there whole or not at all, whenever the process is killed, and that nobody
+else writes.
 
 The SQLite file is written without waiting for the storage (WAL, `synchronous=NORMAL`):
 what a killed process has written is the kernel's already, and if the host itself goes
@@ -22,7 +23,7 @@ from hotlun.errors import JournalError
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 
 class Journal(Protocol):
@@ -34,8 +35,8 @@ class Journal(Protocol):
     def open(self) -> list[str]:
         """Take the journal for oneself; its documents, oldest first."""
 
-    def write(self, name: str, document: str | None) -> None:
-        """Replace a document, or remove it. Done when this returns, or not at all."""
+    def write(self, changes: Mapping[str, str | None]) -> None:
+        """Replace these documents, or remove what is None. All when this returns, or none."""
 
     def close(self) -> None:
         """Let others have it. Closing twice is fine."""
@@ -54,13 +55,14 @@ class MemoryJournal:
         self._is_open = True
         return list(self._documents.values())
 
-    def write(self, name: str, document: str | None) -> None:
+    def write(self, changes: Mapping[str, str | None]) -> None:
         if not self._is_open:
             raise JournalError("this journal is not open: enter a Manager on it")
-        if document is None:
-            self._documents.pop(name, None)
-        else:
-            self._documents[name] = document
+        for name, document in changes.items():
+            if document is None:
+                self._documents.pop(name, None)
+            else:
+                self._documents[name] = document
 
     def close(self) -> None:
         self._is_open = False
@@ -121,19 +123,22 @@ class SQLiteJournal:
             with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
                 return self._documents(database) if self._check(database) else []
 
-    def write(self, name: str, document: str | None) -> None:
-        """Replace or remove a document, in a transaction of its own.
+    def write(self, changes: Mapping[str, str | None]) -> None:
+        """Replace or remove documents, in one transaction.
 
         Raises:
             JournalError: that cannot be written; what was there before still is.
         """
-        if self._database is None:
+        database = self._database
+        if database is None:
             raise self._error("is not open: enter a Manager on it")
         with self._translated():
-            if document is None:
-                self._database.execute("DELETE FROM disks WHERE name = ?", (name,))
-            else:
-                self._database.execute(_UPSERT, (name, document))
+            if len(changes) == 1:  # a statement is a transaction of its own
+                self._replace(database, changes)
+                return
+            with database:  # commits, or rolls back
+                database.execute("BEGIN IMMEDIATE")
+                self._replace(database, changes)
 
     def close(self) -> None:
         """Let the next one have it."""
@@ -181,6 +186,14 @@ class SQLiteJournal:
                 f"{len(MIGRATIONS)}): use that one"
             )
         return int(version)
+
+    @staticmethod
+    def _replace(database: sqlite3.Connection, changes: Mapping[str, str | None]) -> None:
+        for name, document in changes.items():
+            if document is None:
+                database.execute("DELETE FROM disks WHERE name = ?", (name,))
+            else:
+                database.execute(_UPSERT, (name, document))
 
     @staticmethod
     def _documents(database: sqlite3.Connection) -> list[str]:

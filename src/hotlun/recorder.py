@@ -143,13 +143,13 @@ class Recorder:
         else:
             text = record_of(disk).to_text(self.salt)
             if text != self._written.get(disk):
-                self._journal.write(name_of(disk.identity), text)
+                self._journal.write({name_of(disk.identity): text})
                 self._written[disk] = text
         self._late.pop(disk, None)
 
     def _remove(self, disk: DiskState) -> None:
         if self._journal is not None and disk in self._written:
-            self._journal.write(name_of(disk.identity), None)
+            self._journal.write({name_of(disk.identity): None})
             del self._written[disk]
 
     def write_late(self, disk: DiskState) -> None:

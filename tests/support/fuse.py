@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hotlun.backends import base
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from hotlun import Attachment, Disk, GuestBackend, GuestMount, HostBackend
     from hotlun.backends.base import Listener
@@ -98,10 +98,11 @@ class FusedJournal:
     def open(self) -> list[str]:
         return self._journal.open()
 
-    def write(self, name: str, document: str | None) -> None:
-        what = "a removal from the journal" if document is None else "a write into the journal"
+    def write(self, changes: Mapping[str, str | None]) -> None:
+        is_removal = not any(changes.values())
+        what = "a removal from the journal" if is_removal else "a write into the journal"
         self._fuse.point(f"before {what}")
-        self._journal.write(name, document)
+        self._journal.write(changes)
         self._fuse.point(f"after {what}")
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from hotlun.recorder import understood
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from hotlun.records import DiskRecord
 
@@ -34,10 +34,10 @@ class ShortJournal(MemoryJournal):
         self._chance = chance
         self.fails = 0.0
 
-    def write(self, name: str, document: str | None) -> None:
+    def write(self, changes: Mapping[str, str | None]) -> None:
         if self._chance.random() < self.fails:
             raise JournalError("scripted: no room")
-        super().write(name, document)
+        super().write(changes)
         self.records()
 
     def records(self) -> tuple[DiskRecord, ...]:

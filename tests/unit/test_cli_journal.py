@@ -87,7 +87,7 @@ def test_access_of_the_compute_service_is_revoked_by_it(path: Path) -> None:
     ours = SQLiteJournal(path)
     documents = [json.loads(document) for document in ours.open()]
     documents[0]["grants"] = [["my-vm", "yes", "hcs", 1]]
-    ours.write(name_of(tuple(documents[0]["identity"])), json.dumps(documents[0]))
+    ours.write({name_of(tuple(documents[0]["identity"])): json.dumps(documents[0])})
     ours.close()
     result = hotlun("forget", path, "--yes")
     assert result.exit_code == 1

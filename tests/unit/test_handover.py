@@ -27,6 +27,7 @@ from hotlun.host_paths import moved
 from hotlun.journal import MemoryJournal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 LOCKED = MountConfig(encrypted=True, key=Secret("sesame"))
@@ -207,10 +208,10 @@ async def test_a_journal_that_is_full_on_the_other_side(monkeypatch: pytest.Monk
         document = await vm.manager.save()
     write = journal.write
 
-    def fill(name: str, text: str | None) -> None:
-        if text is not None and journal._documents:
+    def fill(changes: Mapping[str, str | None]) -> None:
+        if any(changes.values()) and journal._documents:
             raise JournalError("no room")
-        write(name, text)
+        write(changes)
 
     monkeypatch.setattr(journal, "write", fill)
     manager = Manager.restore(document, vm.host, vm.guest, journal=journal)

@@ -31,13 +31,12 @@ def test_documents_outlive_who_wrote_them(any_journal: Journal) -> None:
     """In the order in which they first came; one that is replaced keeps its place."""
     assert any_journal.open() == []
     for name in ("a", "b", "c"):
-        any_journal.write(name, f"{name}1")
-    any_journal.write("a", "a2")
-    any_journal.write("b", None)
-    any_journal.write("never", None)
+        any_journal.write({name: f"{name}1"})
+    any_journal.write({"a": "a2"})
+    any_journal.write({"b": None, "never": None, "d": "d1"})
     any_journal.close()
     any_journal.close()
-    assert any_journal.open() == ["a2", "c1"]
+    assert any_journal.open() == ["a2", "c1", "d1"]
     any_journal.close()
 
 
@@ -46,10 +45,10 @@ def test_a_journal_is_one_managers(any_journal: Journal) -> None:
     any_journal.open()
     with pytest.raises(JournalError, match="another Manager"):
         any_journal.open()
-    any_journal.write("a", "1")
+    any_journal.write({"a": "1"})
     any_journal.close()
     with pytest.raises(JournalError, match="enter a Manager"):
-        any_journal.write("a", "2")
+        any_journal.write({"a": "2"})
     assert any_journal.open() == ["1"]
     any_journal.close()
 
@@ -59,7 +58,7 @@ def test_another_process_is_named(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     script = (
         "import sys; from hotlun.journal import SQLiteJournal as J\n"
-        "j = J(sys.argv[1]); j.open(); j.write('a', 'theirs')\n"
+        "j = J(sys.argv[1]); j.open(); j.write({'a': 'theirs'})\n"
         "print('ready', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
@@ -94,15 +93,19 @@ from hotlun.journal import SQLiteJournal
 journal = SQLiteJournal(sys.argv[1])
 journal.open()
 for number in itertools.count():
+    text = f"{number:09}" + "x" * 3000
     for name in ("a", "b"):
-        journal.write(name, f"{number:09}" + "x" * 3000)
+        journal.write({name: text, "with " + name: text})
     if number == 20:
         print("begun", flush=True)
 """
 
 
 def test_a_killed_writer_leaves_whole_documents(tmp_path: Path) -> None:
-    """Whenever it is killed: each is the one before or the one after, and `b` follows `a`."""
+    """Whenever it is killed: each is the one before or the one after, and `b` follows `a`.
+
+    What is written together is there together.
+    """
     path = tmp_path / "journal"
     for _ in range(5):
         with subprocess.Popen(
@@ -115,7 +118,8 @@ def test_a_killed_writer_leaves_whole_documents(tmp_path: Path) -> None:
         reader = SQLiteJournal(path)
         documents = reader.open()
         assert {len(document) for document in documents} == {3009}
-        a, b = (int(document[:9]) for document in documents)
+        a, with_a, b, with_b = (int(document[:9]) for document in documents)
+        assert (a, b) == (with_a, with_b)
         assert a - b in (0, 1)
         reader.close()
 
@@ -125,7 +129,7 @@ def test_nobody_else_can_read_it(tmp_path: Path) -> None:
     """It names disks and paths; so does what SQLite keeps beside it."""
     ours = SQLiteJournal(tmp_path / "journal")
     ours.open()
-    ours.write("a", "1")
+    ours.write({"a": "1"})
     for path in tmp_path.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
     ours.close()
@@ -198,16 +202,18 @@ class TestBadFiles:
         with pytest.raises(JournalError, match=re.escape(str(tmp_path))):
             SQLiteJournal(tmp_path / name).open()
 
-    def test_no_room(self, tmp_path: Path) -> None:
-        """A document that cannot be written leaves the one before."""
+    @pytest.mark.parametrize("others", [{}, {"b": "with it"}, {"a": None, "b": "with it"}])
+    def test_no_room(self, tmp_path: Path, others: dict[str, str | None]) -> None:
+        """A document that cannot be written leaves the one before, and so do those with it."""
         ours = SQLiteJournal(tmp_path / "journal")
         ours.open()
-        ours.write("a", "before")
+        ours.write({"a": "before"})
         assert ours._database is not None
         (pages,) = ours._database.execute("PRAGMA page_count").fetchone()
         ours._database.execute(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(JournalError, match="full"):
-            ours.write("a", "x" * 100_000)
+            ours.write({**others, "c": "x" * 100_000})
+        ours.write({"a": "before"})  # and the journal is as good as ever
         ours.close()
         assert ours.open() == ["before"]
         ours.close()
@@ -218,7 +224,7 @@ def test_an_older_schema_is_brought_up(tmp_path: Path, monkeypatch: pytest.Monke
     path = tmp_path / "journal"
     old = SQLiteJournal(path)
     old.open()
-    old.write("a", "1")
+    old.write({"a": "1"})
     old.close()
     column = "ALTER TABLE disks ADD COLUMN note TEXT NOT NULL DEFAULT 'none'"
     mark = "UPDATE disks SET document = document || '{}'"
@@ -237,7 +243,7 @@ def test_a_migration_that_fails_changes_nothing(
     path = tmp_path / "journal"
     old = SQLiteJournal(path)
     old.open()
-    old.write("a", "1")
+    old.write({"a": "1"})
     old.close()
     with monkeypatch.context() as patch:
         broken = "UPDATE disks SET document = 'gone'; SELECT nonsense"

@@ -30,7 +30,7 @@ from hotlun.backends.memory import MemoryGuestBackend, MemoryHostBackend
 from hotlun.journal import MemoryJournal, SQLiteJournal
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Mapping
     from pathlib import Path
 
     from hotlun import Disk, Mount
@@ -307,7 +307,7 @@ class TestHandlesSurvive:
         path = tmp_path / "journal"
         vm = Host(SQLiteJournal(path))
         vm.journal.open()
-        vm.journal.write("h1", json.dumps({"version": 2}))
+        vm.journal.write({"h1": json.dumps({"version": 2})})
         vm.journal.close()
         with pytest.raises(JournalError, match="its version is 2, not 1"):
             await vm.manager().__aenter__()
@@ -609,11 +609,11 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, journal: Journal, at: int) -> None:
     """The `at`-th write from now fails."""
     write, count = journal.write, 0
 
-    def fail(name: str, document: str | None) -> None:
+    def fail(changes: Mapping[str, str | None]) -> None:
         nonlocal count
         count += 1
         if count == at:
             raise JournalError("scripted: no room")
-        write(name, document)
+        write(changes)
 
     monkeypatch.setattr(journal, "write", fail)

@@ -62,8 +62,7 @@ def forget(path: str, yes: bool) -> None:
             click.confirm(f"Has the VM ended that had {len(records)} disks?", abort=True)
         granted = [(record.disk, grant) for record in records for grant in record.grants]
         _revoke(sorted(granted, key=lambda one: one[1].since))
-        for record in records:
-            database.write(name_of(record.identity), None)
+        database.write({name_of(record.identity): None for record in records})
     finally:
         database.close()
     click.echo(f"{len(records)} disks are forgotten")
