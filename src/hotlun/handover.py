@@ -15,7 +15,7 @@ from hotlun import record_checks
 from hotlun.attachments import identify
 from hotlun.host_paths import moved
 from hotlun.model import DiskKind
-from hotlun.recorder import record_of
+from hotlun.recorder import with_holders
 from hotlun.records import DiskRecord
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def written(tables: Tables, salt: bytes) -> dict[str, Any]:
         "controllers": tables.slots.controllers,
         "luns_per_controller": tables.slots.luns,
         "guest_mount_format": tables.guest_mounts.pattern,
-        "disks": [record_of(disk).to_document(salt) for disk in tables.disks],
+        "disks": [with_holders(disk).to_document(salt) for disk in tables.disks],
     }
 
 
@@ -82,4 +82,5 @@ def _here(record: DiskRecord, paths: Mapping[str, str]) -> DiskRecord:
     _, path, identity = identify(new)
     # Access was granted to the file of before; to this one whoever put it here sees to it.
     grants = record.grants if new == old else ()
-    return replace(record, disk=replace(record.disk, path=path), identity=identity, grants=grants)
+    disk = replace(record.disk, path=path)
+    return record._replace(disk=disk, identity=identity, grants=grants)

@@ -1,7 +1,7 @@
 """What must survive this process: documents, replaced before and after each step.
 
 A journal is a dumb and durable table. What stands in the documents, and when they are
-written, is `records` and `recorder`; here it is only made sure that what is written
+written, is `documents` and `recorder`; here it is only made sure that what is written
 together is there whole or not at all, whenever the process is killed, and that nobody
 else writes.
 

@@ -25,6 +25,8 @@ from hotlun.wants import (
     forget_mount,
     is_granted,
     is_unharmed,
+    leave_mount,
+    lose,
     one_each,
     releasing,
 )
@@ -137,8 +139,7 @@ def _unmounted(disk: DiskState, mount: MountState) -> None:
         mount.closing = False
         return
     for handle in tuple(mount.handles):
-        del mount.handles[handle]
-        handle.mount = None
+        leave_mount(handle)
         if len(disk.handles) > 1:
             complete(handle)
     forget_mount(disk, mount)
@@ -172,7 +173,7 @@ def failed(disk: DiskState, step: Step, error: BaseException) -> None:
         if not (is_unknown or isinstance(error, JournalError)):  # else it may be made yet
             thing.is_due = False
             for handle in held:
-                handle.lost = f"{thing.path} was gone from the guest, and could not be made again"
+                lose(handle, f"{thing.path} was gone from the guest, and could not be made again")
         thing.closing = is_unknown or bool(held)
         # What is held is not cleaned up before its Mounts are released: nobody waits for that.
         awaited = thing if is_unknown and not held else None

@@ -431,6 +431,7 @@ class Manager:
         try:
             self._recorder.write(handle.disk)
         except JournalError:  # a holder that is not written down would hold nothing tomorrow
+            handle.id = ""
             wants.drop(handle)
             self._worker.wake(handle.disk)
             raise

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from hotlun.facts import Fact
 from hotlun.model import GuestMount, GuestSurvey, Presence
-from hotlun.wants import forget_mount
+from hotlun.wants import forget_mount, leave_mount, lose
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -119,7 +119,7 @@ def _judge_attachment(disk: DiskState, seen: Seen) -> Iterator[Disagreement]:
         # A detach may be under way still: it is unplugged once more, and never shared.
         disk.fact = Fact.MAYBE
         for handle in disk.handles:
-            handle.lost = handle.lost or "its release had begun to take the disk away"
+            lose(handle, "its release had begun to take the disk away")
         yield _found(disk, Finding.DISK_BACK, Resolution.NOTED)
 
 
@@ -151,8 +151,7 @@ def _judge_mounts(disk: DiskState, seen: Seen) -> Iterator[Disagreement]:
             if not has_device:  # what is left of a mount when its disk is pulled is no such mount
                 continue
             for handle in list(mount.handles):
-                handle.mount = None
-            mount.handles.clear()
+                leave_mount(handle)
             mount.fact = Fact.NO
             forget_mount(disk, mount)
             yield _found(disk, Finding.UNMOUNTED, Resolution.NOTED, mount)
@@ -186,7 +185,7 @@ def lose_disk(disk: DiskState, reason: str) -> None:
     disk.fact, disk.closing = Fact.MAYBE, True
     disk.reason = f"lost: {reason}"
     for handle in disk.handles:
-        handle.lost = handle.lost or reason
+        lose(handle, reason)
     for mount in disk.mounts.values():
         if mount.fact is not Fact.NO or mount.handles:
             mount.fact, mount.closing, mount.is_due = Fact.MAYBE, True, False
@@ -197,7 +196,7 @@ def lose_mount(mount: MountState, reason: str) -> None:
     mount.fact, mount.closing, mount.is_due = Fact.MAYBE, True, False
     mount.reason = f"lost: {reason}"
     for handle in mount.handles:
-        handle.lost = handle.lost or reason
+        lose(handle, reason)
 
 
 def _is_lost(disk: DiskState) -> bool:

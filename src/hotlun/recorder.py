@@ -1,29 +1,22 @@
 """Keeps the journal true: what is to happen to a disk stands there before it happens.
 
-records     what is written down
+records     what is known of a disk, to be written down
+documents   how it is written down: a disk, and each that holds it, in one of its own
 journal     where
 recorder    when, and from what: this file
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import secrets
 from typing import TYPE_CHECKING
 
-from hotlun import record_checks
+from hotlun.documents import DiskText, holder_name, holder_text, understood
 from hotlun.errors import JournalError
 from hotlun.facts import TABLE, Fact
 from hotlun.model import Attachment
-from hotlun.records import (
-    DiskRecord,
-    GrantRecord,
-    HolderRecord,
-    MountRecord,
-    salt_of,
-)
+from hotlun.records import DiskRecord, GrantRecord, HolderRecord, MountRecord, salt_of
 from hotlun.wants import DiskState, GrantState, Handle, MountState
 
 if TYPE_CHECKING:
@@ -31,13 +24,12 @@ if TYPE_CHECKING:
 
     from hotlun.facts import Thing
     from hotlun.journal import Journal
-    from hotlun.records import Identity
 
 _log = logging.getLogger("hotlun")
 
 
 class Recorder:
-    """Writes disks into a journal, each as often as what has to be known of it changes.
+    """Writes disks and holders into a journal, as often as what has to be known of them changes.
 
     Args:
         journal: None for nowhere; everything is done at once then.
@@ -48,8 +40,8 @@ class Recorder:
         self._is_open = False
         self.salt = secrets.token_bytes(16)
         """What keys are sealed with."""
-        self._written: dict[DiskState, str] = {}
-        """What stands there of each disk."""
+        self._texts: dict[DiskState, DiskText] = {}
+        """Of each disk that stands there."""
         self._late: dict[DiskState, None] = {}
         """Of which there stands what is not so any more, since that could not be written."""
 
@@ -82,7 +74,7 @@ class Recorder:
             except JournalError as error:
                 _log.error("the journal is not as it should be: %s", error)
             self._is_open = False
-            self._written.clear()
+            self._texts.clear()
             self._late.clear()
             self._journal.close()
 
@@ -91,8 +83,9 @@ class Recorder:
         return self._is_open
 
     def adopt(self, disks: Iterable[DiskState]) -> None:
-        """The disks were made of what stands in the journal."""
-        self._written.update(dict.fromkeys(disks, ""))
+        """The disks were made of what stands in the journal, in whichever words."""
+        for disk in disks:
+            self._begin(disk).written = ""
 
     def bring(self, disks: Iterable[DiskState]) -> None:
         """Write disks down that came from elsewhere: all of them, or none.
@@ -100,19 +93,12 @@ class Recorder:
         Raises:
             JournalError: it could not be done.
         """
-        try:
-            for disk in disks:
-                self._write(disk)
-        except JournalError:
-            for disk in list(self._written):
-                with contextlib.suppress(JournalError):
-                    self._remove(disk)
-            raise
+        self._write(dict.fromkeys(disks))
 
     def write(self, disk: DiskState) -> None:
         """Have the journal say what is known of the disk, and what is about to happen to it.
 
-        What could not be written of other disks is written first: otherwise two of them
+        What could not be written of other disks is written with it: otherwise two of them
         could stand there in one slot.
 
         Raises:
@@ -123,8 +109,7 @@ class Recorder:
             return
         if not self._is_open:
             raise JournalError("the Manager was left, and its journal closed: enter another one")
-        self.catch_up()
-        self._write(disk)
+        self._write({**self._late, disk: None})
 
     def catch_up(self) -> None:
         """Write what could not be written when it had happened.
@@ -132,31 +117,13 @@ class Recorder:
         Raises:
             JournalError: it still cannot be.
         """
-        for disk in list(self._late):
-            self._write(disk)
-
-    def _write(self, disk: DiskState) -> None:
-        if self._journal is None:
-            return
-        if disk.is_gone:
-            self._remove(disk)
-        else:
-            text = record_of(disk).to_text(self.salt)
-            if text != self._written.get(disk):
-                self._journal.write({name_of(disk.identity): text})
-                self._written[disk] = text
-        self._late.pop(disk, None)
-
-    def _remove(self, disk: DiskState) -> None:
-        if self._journal is not None and disk in self._written:
-            self._journal.write({name_of(disk.identity): None})
-            del self._written[disk]
+        self._write(self._late)
 
     def write_late(self, disk: DiskState) -> None:
         """As `write`, of what has happened already: that it cannot be written undoes nothing.
 
         What stands there meanwhile is what might have happened, and is found out by asking. It
-        is written before anything else is.
+        is written with whatever is written next.
         """
         if self._journal is None or not self._is_open:
             return
@@ -166,35 +133,55 @@ class Recorder:
             self._late[disk] = None
             _log.error("disk %s: %s", disk.attachment.disk, error)
 
+    def _write(self, disks: dict[DiskState, None]) -> None:
+        """All of what changed of these disks in one write."""
+        if self._journal is None:
+            return
+        changes: dict[str, str | None] = {}
+        new = {disk: self._collect(disk, changes) for disk in disks}
+        if changes:
+            self._journal.write(changes)
+        for disk, text in new.items():
+            if disk.changed:
+                disk.changed.clear()
+            self._late.pop(disk, None)
+            if not disk.is_gone:
+                self._texts[disk].written = text
+            else:
+                self._texts.pop(disk, None)
 
-def name_of(identity: Identity) -> str:
-    """A document's name: what makes it this disk. Its serial can change, with its slot."""
-    return json.dumps(identity)
+    def _collect(self, disk: DiskState, changes: dict[str, str | None]) -> str:
+        """Add what has to be replaced or removed so that the journal is true of the disk."""
+        text = self._texts.get(disk)
+        if disk.is_gone:
+            if text is None or text.written is None:
+                return ""
+            changes[text.name], new = None, ""
+        else:
+            text = text or self._begin(disk)
+            new = text.of(record_of(disk))
+            if new != text.written:
+                changes[text.name] = new
+        for handle in disk.changed or ():
+            if handle.id:
+                changes[holder_name(handle.id)] = (
+                    None if handle.is_gone else _holder_text(disk, handle)
+                )
+        return new
+
+    def _begin(self, disk: DiskState) -> DiskText:
+        """From here on it is noted which of its handles change; all of them have, at first."""
+        disk.changed = dict.fromkeys(disk.handles)
+        text = self._texts[disk] = DiskText(disk.identity, self.salt)
+        return text
 
 
-def understood(documents: Iterable[str], name: str) -> tuple[DiskRecord, ...]:
-    """The records in a journal's documents.
-
-    Args:
-        name: the journal's, for the error.
-
-    Raises:
-        JournalError: one of them is none that this hotlun understands.
-    """
-    try:
-        records = tuple(DiskRecord.from_text(document) for document in documents)
-        record_checks.check(records)
-    except ValueError as error:
-        raise JournalError(
-            f"{name} holds what cannot be understood: {error}; it is left as it is: use the "
-            "hotlun that wrote it",
-            operation="journal",
-        ) from error
-    return records
+def _holder_text(disk: DiskState, handle: Handle) -> str:
+    return holder_text(disk.attachment.serial, _holder_record(handle))
 
 
 def record_of(disk: DiskState) -> DiskRecord:
-    """What is certain of a disk now."""
+    """What is certain of a disk now, less who holds it."""
     attachment = disk.attachment
     return DiskRecord(
         serial=attachment.serial,
@@ -213,18 +200,18 @@ def record_of(disk: DiskState) -> DiskRecord:
             for mount in disk.mounts.values()
             if (fact := _certain(disk, mount)) is not Fact.NO or mount.is_wanted
         ),
-        holders=tuple(
-            HolderRecord(
-                handle.id,
-                handle.number,
-                handle.owner,
-                None if handle.mount is None else handle.mount.path,
-                handle.lost,
-            )
-            for handle in disk.handles
-            if handle.id
-        ),
     )
+
+
+def with_holders(disk: DiskState) -> DiskRecord:
+    """What is certain of a disk now, with its live Mounts."""
+    holders = tuple(_holder_record(handle) for handle in disk.handles if handle.id)
+    return record_of(disk)._replace(holders=holders)
+
+
+def _holder_record(handle: Handle) -> HolderRecord:
+    path = None if handle.mount is None else handle.mount.path
+    return HolderRecord(handle.id, handle.number, handle.owner, path, handle.lost)
 
 
 def _certain(disk: DiskState, thing: Thing) -> Fact:

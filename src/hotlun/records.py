@@ -1,4 +1,4 @@
-"""What is written down of a disk: facts and holders, in a journal and for a migration.
+"""What is written down of a disk: facts and holders, for a migration and in a journal.
 
 A record says what is *certain* at the moment it is written. While a step is under way its
 thing has the fact that an unknown outcome of it would have (`facts.TABLE`): that is the
@@ -11,8 +11,8 @@ A key is written down as its seal (`secret.Seal`): it can be told again, and not
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from hotlun.facts import Fact
 from hotlun.model import Attachment, Disk, DiskKind, MountConfig, Secret, Slot, Verity
@@ -23,20 +23,21 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 VERSION: Final = 1
-"""Of the documents; one that a newer hotlun has written is refused."""
+"""Of a record's document, as a migration has it; a newer hotlun's is refused."""
 
 Identity = tuple[str, int | str, int | str]
 """What makes two disks the same: a sort of name, and two parts of it."""
 
 _PLAIN: Final = {
-    f.name: f.default for f in fields(MountConfig) if f.init and f.name not in ("key", "verity")
+    f.name: f.default
+    for f in sorted(fields(MountConfig), key=lambda f: f.name)
+    if f.init and f.name not in ("key", "verity")
 }
 """With their defaults, which say what type each is of."""
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
-class GrantRecord:
+class GrantRecord(NamedTuple):
     """Access of a VM to the disk; `plan` is the host backend's own, made at `since`."""
 
     vm_id: str
@@ -45,8 +46,7 @@ class GrantRecord:
     since: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class MountRecord:
+class MountRecord(NamedTuple):
     """A guest mount.
 
     Args:
@@ -62,8 +62,7 @@ class MountRecord:
     is_due: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class HolderRecord:
+class HolderRecord(NamedTuple):
     """A live Mount.
 
     Args:
@@ -80,9 +79,12 @@ class HolderRecord:
     path: str | None
     lost: str = ""
 
+    def to_document(self) -> list[Any]:
+        """As JSON has it."""
+        return [self.id, self.number, *self.owner, self.path, self.lost]
 
-@dataclass(frozen=True, slots=True)
-class DiskRecord:
+
+class DiskRecord(NamedTuple):
     """A disk with all that hangs on it; `slot` is None once only revokes are left."""
 
     serial: str
@@ -98,21 +100,27 @@ class DiskRecord:
 
     def to_document(self, salt: bytes) -> dict[str, Any]:
         """As JSON has it; keys are sealed with the salt."""
-        disk = self.disk
         return {
             "version": VERSION,
-            "serial": self.serial,
-            "slot": [self.slot.controller, self.slot.lun],
+            **self.place_document(),
             "vacated": self.is_vacated,
-            "disk": [disk.path, disk.kind, disk.read_only, disk.provider, disk.format],
-            "identity": self.identity,
             "fact": self.fact,
             "reason": self.reason,
-            "grants": [[g.vm_id, g.fact, g.plan, g.since] for g in self.grants],
+            "grants": [list(grant) for grant in self.grants],
             "mounts": [
-                [m.path, m.fact, m.is_due, _config_document(m.config, salt)] for m in self.mounts
+                [m.path, m.fact, m.is_due, config_document(m.config, salt)] for m in self.mounts
             ],
-            "holders": [[h.id, h.number, *h.owner, h.path, h.lost] for h in self.holders],
+            "holders": [holder.to_document() for holder in self.holders],
+        }
+
+    def place_document(self) -> dict[str, Any]:
+        """The part of it that is the same for as long as the disk is attached."""
+        disk = self.disk
+        return {
+            "serial": self.serial,
+            "slot": [self.slot.controller, self.slot.lun],
+            "disk": [disk.path, disk.kind, disk.read_only, disk.provider, disk.format],
+            "identity": self.identity,
         }
 
     @classmethod
@@ -175,11 +183,22 @@ class DiskRecord:
         Raises:
             ValueError: it is no such text, or a newer hotlun's.
         """
-        try:
-            document = json.loads(text)
-        except (TypeError, RecursionError) as error:
-            raise ValueError(f"no record of a disk ({error!r})") from error
-        return cls.from_document(document)
+        return cls.from_document(loaded(text))
+
+
+def loaded(text: str) -> dict[str, Any]:
+    """A document of ours.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        document = json.loads(text)
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"no record of a disk ({error!r})") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"no record of a disk, which is an object: {text[:40]}")
+    return document
 
 
 def salt_of(records: tuple[DiskRecord, ...]) -> bytes | None:
@@ -195,10 +214,9 @@ def salt_of(records: tuple[DiskRecord, ...]) -> bytes | None:
     )
 
 
-def _config_document(config: MountConfig, salt: bytes) -> dict[str, Any]:
-    document: dict[str, Any] = {
-        name: value for name in sorted(_PLAIN) if (value := getattr(config, name))
-    }
+def config_document(config: MountConfig, salt: bytes) -> dict[str, Any]:
+    """As JSON has it: what says something; a key is sealed with the salt."""
+    document: dict[str, Any] = {name: value for name in _PLAIN if (value := getattr(config, name))}
     if config.key is not None:
         seal = config.key.seal(salt)
         document["key"] = [seal.salt.hex(), seal.digest.hex()]

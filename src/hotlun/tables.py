@@ -127,6 +127,7 @@ class Tables:
     def name(self, handle: Handle) -> None:
         """The handle is a Mount from now on, and has an id and its place among the others."""
         handle.id, handle.number = next(self._names), next(self._numbers)
+        wants.note(handle)
 
     # --- What an earlier Manager had ---
 

@@ -91,6 +91,7 @@ class DiskState(Thing):
     __slots__ = (
         "active",
         "attachment",
+        "changed",
         "current",
         "drivers",
         "failures",
@@ -120,6 +121,8 @@ class DiskState(Thing):
         self.handles: dict[Handle, None] = {}
         self.active: dict[Handle, None] = {}
         """The handles among them that wait for an answer."""
+        self.changed: dict[Handle, None] | None = None
+        """The handles of which something is not as it is written down; None if nothing is."""
         self.waiters: list[Waiter] = []
         self.failures: list[Failure] = []
         self.current: Step | None = None
@@ -250,17 +253,35 @@ def drop(handle: Handle) -> None:
     handle.is_gone = True
     disk.handles.pop(handle, None)
     disk.active.pop(handle, None)
+    leave_mount(handle)
+    disk.left.append(handle)
+
+
+def leave_mount(handle: Handle) -> None:
+    """The handle holds the disk alone from now on, if that."""
     if handle.mount is not None:
         handle.mount.handles.pop(handle, None)
         handle.mount = None
-    disk.left.append(handle)
+    note(handle)
+
+
+def lose(handle: Handle, reason: str) -> None:
+    """What the handle holds is there no more; the first reason stands."""
+    handle.lost = handle.lost or reason
+    note(handle)
+
+
+def note(handle: Handle) -> None:
+    """Something changed of the handle that is to be written down."""
+    if handle.disk.changed is not None:
+        handle.disk.changed[handle] = None
 
 
 def forget(disk: DiskState, reason: str) -> None:
     """Nothing is attached or mounted any more, and nobody holds it; grants are yet to revoke."""
     disk.fact, disk.closing = Fact.NO, True
     for handle in list(disk.handles):
-        handle.lost = handle.lost or reason
+        lose(handle, reason)
         complete(handle)
     for mount in list(disk.mounts.values()):
         forget_mount(disk, mount)
@@ -360,8 +381,8 @@ def _settle_handles(disk: DiskState) -> None:
             continue
         # A mount that is not there is to be made again for who keeps it, and for nobody else.
         if mount is not None and (len(mount.handles) > 1 or mount.fact is Fact.NO):
-            del mount.handles[handle]
-            handle.mount = mount = None
+            leave_mount(handle)
+            mount = None
         if mount is None and len(disk.handles) > 1:
             complete(handle)
 

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 from support.storm import CONFIGS, EXPECTED, Storm, assert_drained
 
 from hotlun import AlreadyReleasedError, BackendError, JournalError, Manager
+from hotlun.documents import understood
 from hotlun.journal import MemoryJournal
-from hotlun.recorder import understood
+from hotlun.recorder import with_holders
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from hotlun.records import DiskRecord
 
@@ -87,6 +88,9 @@ class JournalStorm(Storm):
         await self.tasks_end()
         held = {mount.id for mount in manager.mounts}
         assert held == {h.id for record in self.journal.records() for h in record.holders}
+        assert by_serial(self.journal.records()) == by_serial(
+            map(with_holders, manager._tables.disks)
+        )
 
     async def _operate(self, manager: Manager) -> None:
         side = self.random.choice((self.host, self.guest))
@@ -146,3 +150,10 @@ class JournalStorm(Storm):
             await work()
         except* MORE_EXPECTED:
             pass
+
+
+def by_serial(records: Iterable[DiskRecord]) -> dict[str, DiskRecord]:
+    """The records, whose order is nobody's business; nor is that of their holders."""
+    return {
+        record.serial: record._replace(holders=tuple(sorted(record.holders))) for record in records
+    }

@@ -14,8 +14,8 @@ from support.memory import EXT4, A, B
 from hotlun import Manager
 from hotlun.backends.memory import MemoryGuestBackend, MemoryHostBackend
 from hotlun.cli import main
+from hotlun.documents import disk_name
 from hotlun.journal import SQLiteJournal
-from hotlun.recorder import name_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +29,7 @@ def hotlun(*arguments: object, answer: str | None = None) -> Result:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A journal with two disks."""
+    """A journal with two disks, each with a holder."""
 
     async def fill() -> None:
         host = MemoryHostBackend()
@@ -74,7 +74,7 @@ def test_it_is_forgotten(path: Path) -> None:
     """When asked to, and not if the answer is no."""
     assert hotlun("forget", path, answer="n\n").exit_code == 1
     assert "2 disks" in hotlun("forget", path, answer="n\n").output
-    assert len(SQLiteJournal(path).peek()) == 2
+    assert len(SQLiteJournal(path).peek()) == 4
     result = hotlun("forget", path, "--yes")
     assert result.exit_code == 0, result.output
     assert "2 disks are forgotten" in result.output
@@ -87,12 +87,12 @@ def test_access_of_the_compute_service_is_revoked_by_it(path: Path) -> None:
     ours = SQLiteJournal(path)
     documents = [json.loads(document) for document in ours.open()]
     documents[0]["grants"] = [["my-vm", "yes", "hcs", 1]]
-    ours.write({name_of(tuple(documents[0]["identity"])): json.dumps(documents[0])})
+    ours.write({disk_name(documents[0]["identity"]): json.dumps(documents[0])})
     ours.close()
     result = hotlun("forget", path, "--yes")
     assert result.exit_code == 1
     assert "Host Compute Service is a part of Windows" in result.output
-    assert len(SQLiteJournal(path).peek()) == 2
+    assert len(SQLiteJournal(path).peek()) == 4
 
 
 def test_one_in_use_is_not_forgotten(path: Path) -> None:
@@ -103,7 +103,7 @@ def test_one_in_use_is_not_forgotten(path: Path) -> None:
     other.close()
     assert result.exit_code == 1
     assert f"process {os.getpid()}" in result.output
-    assert len(SQLiteJournal(path).peek()) == 2
+    assert len(SQLiteJournal(path).peek()) == 4
 
 
 @pytest.mark.parametrize("command", ["show", "forget"])

@@ -20,6 +20,7 @@ LAYERS = (
     {"model"},
     {"backends.base", "facts", "events", "journal"},
     {"wants", "slots", "guest_paths", "records", "record_checks", "event_streams"},
+    {"documents"},
     {"lifecycle", "attachments", "mounts", "recorder", "reconciliation"},
     {"worker", "mount_handle", "tables"},
     {"reconciler", "handover", "callers"},

@@ -27,6 +27,7 @@ from hotlun import (
     VMGoneError,
 )
 from hotlun.backends.memory import MemoryGuestBackend, MemoryHostBackend
+from hotlun.documents import understood
 from hotlun.events import (
     ConnectionRestored,
     DisagreementSettled,
@@ -40,7 +41,6 @@ from hotlun.model import Presence
 from hotlun.owners import NOBODY
 from hotlun.reconciler import Reconciler
 from hotlun.recorder import disk_of
-from hotlun.records import DiskRecord
 from hotlun.wants import DiskState, Handle
 from hotlun.worker import Worker
 
@@ -462,11 +462,10 @@ class TestNobodyHoldsIt:
             assert await settled(vm) == [(Finding.UNHELD, Resolution.STUCK)]
             assert await settled(vm) == [(Finding.UNHELD, Resolution.UNDONE)]
             assert vm.guest.mounted == {}
-        for text in documents.values():
-            record = DiskRecord.from_text(text)
-            assert [mount.fact for mount in record.mounts] == [Fact.YES]
-            (mount,) = disk_of(record).mounts.values()
-            assert mount.closing
+        (record,) = understood(documents.values(), "it")
+        assert [mount.fact for mount in record.mounts] == [Fact.YES]
+        (mount,) = disk_of(record).mounts.values()
+        assert mount.closing
         async with Manager(vm.host, vm.guest, journal=journal) as manager:
             await manager.release_all()
         vm.assert_backends_empty()

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotlun import Disk, DiskKind, ImageFormat, MountConfig, Secret, Slot, Verity, record_checks
+from hotlun.documents import DiskText
 from hotlun.facts import Fact
 from hotlun.owners import NOBODY, Owner
 from hotlun.records import DiskRecord, GrantRecord, HolderRecord, MountRecord, salt_of
@@ -82,6 +83,18 @@ def test_what_is_written_is_read(record: DiskRecord) -> None:
     assert again.to_text(b"another") == text
     assert text.isascii()
     assert "sesame" not in text
+
+
+@given(st.lists(RECORDS, min_size=1, max_size=3))
+def test_a_text_is_made_of_what_is_true_now(records: list[DiskRecord]) -> None:
+    """Whatever was kept encoded of the disk as it was before."""
+    text = DiskText(records[0].identity, SALT)
+    for number, record in enumerate(records):
+        moved = record._replace(serial=f"h{number // 2}", slot=records[number // 2].slot)
+        moved = moved._replace(disk=records[0].disk, identity=records[0].identity)
+        expected = moved.to_document(SALT) | {"version": 2}
+        del expected["holders"]
+        assert json.loads(text.of(moved)) == json.loads(json.dumps(expected))
 
 
 def test_the_salt_is_found_again() -> None:

@@ -27,6 +27,7 @@ from hotlun import (
     SlotState,
 )
 from hotlun.backends.memory import MemoryGuestBackend, MemoryHostBackend
+from hotlun.documents import holder_name, understood
 from hotlun.journal import MemoryJournal, SQLiteJournal
 
 if TYPE_CHECKING:
@@ -307,11 +308,11 @@ class TestHandlesSurvive:
         path = tmp_path / "journal"
         vm = Host(SQLiteJournal(path))
         vm.journal.open()
-        vm.journal.write({"h1": json.dumps({"version": 2})})
+        vm.journal.write({"h1": json.dumps({"version": 3})})
         vm.journal.close()
-        with pytest.raises(JournalError, match="its version is 2, not 1"):
+        with pytest.raises(JournalError, match="its version is 3, not 2"):
             await vm.manager().__aenter__()
-        assert vm.journal.open() == ['{"version": 2}']
+        assert vm.journal.open() == ['{"version": 3}']
         vm.journal.close()
 
 
@@ -342,11 +343,13 @@ class TestWhatCannotBeWritten:
     ) -> None:
         """What has happened has happened: it is logged, and written with what comes next."""
         async with memory_vm.manager() as manager:
-            fail_at(monkeypatch, memory_vm.journal, 2)
-            mount = await manager.add_virtual_disk(A)
+            kept = await manager.add_virtual_disk(A)
+            mount = await manager.add_virtual_disk(A, mount=EXT4)
+            fail_at(monkeypatch, memory_vm.journal, 2)  # unmount, unmounted and rested
+            await mount.release()
             assert "scripted" in caplog.text
         async with memory_vm.manager() as manager:
-            assert [m.id for m in manager.mounts] == [mount.id]
+            assert [m.id for m in manager.mounts] == [kept.id]
         await memory_vm.assert_drained()
 
     async def test_the_end_of_a_disk(
@@ -363,10 +366,9 @@ class TestWhatCannotBeWritten:
             assert memory_vm.host.count("attach") == 1
             for path in (A, B):
                 await manager.add_virtual_disk(path)
-            records = [r["disk"][0] for r in documents(memory_vm.journal)]
-            assert sorted(records) == [A, B]
+            assert sorted(disks(memory_vm.journal)) == [A, B]
             await manager.release_all()
-            assert documents(memory_vm.journal) == []
+            assert disks(memory_vm.journal) == []
         await memory_vm.assert_drained()
 
     async def test_a_vm_that_is_forgotten(
@@ -381,7 +383,7 @@ class TestWhatCannotBeWritten:
             with pytest.raises(JournalError, match="scripted"):
                 await manager.forget()
             await manager.forget()
-            assert documents(memory_vm.journal) == []
+            assert disks(memory_vm.journal) == []
 
     async def test_at_last(self, memory_vm: Host, monkeypatch: pytest.MonkeyPatch) -> None:
         """Leaving tries once more."""
@@ -389,8 +391,8 @@ class TestWhatCannotBeWritten:
             mount = await manager.add_virtual_disk(A)
             fail_at(monkeypatch, memory_vm.journal, 3)
             await mount.release()
-            assert len(documents(memory_vm.journal)) == 1
-        assert documents(memory_vm.journal) == []
+            assert disks(memory_vm.journal) == [A]
+        assert disks(memory_vm.journal) == []
 
     async def test_a_release(self, memory_vm: Host, monkeypatch: pytest.MonkeyPatch) -> None:
         """It is not begun, keeps its reference, and can be tried again."""
@@ -556,15 +558,13 @@ class TestOwners:
     async def test_a_number_that_is_used_again(self, memory_vm: Host) -> None:
         """What the process before it left is released, and not what is its own."""
         async with memory_vm.manager() as manager:
-            for path in (A, B):
-                await manager.add_virtual_disk(path, owner="pid:")
+            mount, _ = [await manager.add_virtual_disk(path, owner="pid:") for path in (A, B)]
         journal = memory_vm.journal
         assert isinstance(journal, MemoryJournal)
-        for name, text in journal._documents.items():
-            if A in name:
-                record = json.loads(text)
-                record["holders"][0][3] -= 1  # born before
-                journal._documents[name] = json.dumps(record)
+        name = holder_name(mount.id)
+        document = json.loads(journal._documents[name])
+        document["holder"][3] -= 1  # born before
+        journal._documents[name] = json.dumps(document)
         async with memory_vm.manager() as manager:
             for owner in manager.dead_owners():
                 await manager.release_owner(owner)
@@ -599,10 +599,10 @@ def seen(mount: Mount) -> tuple[object, ...]:
     )
 
 
-def documents(journal: Journal) -> list[dict[str, Any]]:
-    """What stands in a journal in memory."""
+def disks(journal: Journal) -> list[str]:
+    """The paths of those that stand in a journal in memory."""
     assert isinstance(journal, MemoryJournal)
-    return [json.loads(text) for text in journal._documents.values()]
+    return [record.disk.path for record in understood(journal._documents.values(), "it")]
 
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, journal: Journal, at: int) -> None:
