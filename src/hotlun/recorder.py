@@ -123,9 +123,10 @@ class Recorder:
         """As `write`, of what has happened already: that it cannot be written undoes nothing.
 
         What stands there meanwhile is what might have happened, and is found out by asking. It
-        is written with whatever is written next.
+        is written with whatever is written next. So is what was done for an add that is about
+        to return: held by nobody, it is undone by whoever finds it, in whichever words.
         """
-        if self._journal is None or not self._is_open:
+        if self._journal is None or not self._is_open or _is_promised(disk):
             return
         try:
             self.write(disk)
@@ -174,6 +175,13 @@ class Recorder:
         disk.changed = dict.fromkeys(disk.handles)
         text = self._texts[disk] = DiskText(disk.identity, self.salt)
         return text
+
+
+def _is_promised(disk: DiskState) -> bool:
+    """Whether an add is about to return, and nobody has been told of anything else."""
+    changed = disk.changed or ()
+    is_adding = any(handle.is_live and not (handle.id or handle.is_gone) for handle in changed)
+    return is_adding and not any(handle.id for handle in changed)
 
 
 def _holder_text(disk: DiskState, handle: Handle) -> str:

@@ -376,6 +376,7 @@ def _settle_handles(disk: DiskState) -> None:
                 and (not handle.vm_id or is_granted(disk, handle.vm_id))
             ):
                 handle.is_live = True
+                note(handle)
                 del disk.active[handle]
                 handle.answer.set_result(None)
             continue

@@ -56,7 +56,7 @@ class TestWhatIsWritten:
     async def test_by_an_add_and_a_release(self) -> None:
         """A write before each step; what was done comes with what comes next.
 
-        So the holder goes with the disk.
+        So the holder comes with what its add has done, and goes with the disk.
         """
         journal = Noting()
         async with VM(journal=journal) as vm:
@@ -65,8 +65,7 @@ class TestWhatIsWritten:
             assert [list(changes) for changes in journal.taken()] == [
                 [disk],  # about to be attached
                 [disk],  # about to be mounted
-                [disk],  # mounted
-                [holder],
+                [disk, holder],
             ]
             await mount.release()
             *steps, gone = journal.taken()
@@ -76,6 +75,23 @@ class TestWhatIsWritten:
                 [disk],  # about to be detached
             ]
             assert gone == {disk: None, holder: None}
+
+    async def test_by_a_release_before_an_add_returns(self) -> None:
+        """It was answered, and is written as soon as no step is taken."""
+        journal = Noting()
+        async with VM(journal=journal) as vm:
+            bare = await vm.add(A, None)
+            gate = vm.guest.stall("mount")
+            adding = vm.start(A, EXT4)
+            await gate.reached.wait()
+            await bare.release()
+            journal.taken()
+            gate.open()
+            mount = await adding
+            gone, held = journal.taken()
+            assert list(gone) == [disk_name(("path", A, "")), holder_name(bare.id)]
+            assert list(held) == [holder_name(mount.id)]
+            await mount.release()
 
     async def test_by_what_is_lost(self) -> None:
         """Each who held it says so, in the next process as well."""

@@ -331,7 +331,7 @@ class TestWhatCannotBeWritten:
     async def test_a_holder(self, memory_vm: Host, monkeypatch: pytest.MonkeyPatch) -> None:
         """A Mount that would not outlive the process is none: what was done is undone."""
         async with memory_vm.manager() as manager:
-            fail_at(monkeypatch, memory_vm.journal, 3)  # attach, attached and rested, held
+            fail_at(monkeypatch, memory_vm.journal, 2)  # attach, attached and held
             with pytest.raises(JournalError, match="scripted"):
                 await manager.add_virtual_disk(A)
             await ended(manager.release_all())
