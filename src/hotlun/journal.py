@@ -157,6 +157,8 @@ class SQLiteJournal:
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
         database = sqlite3.connect(self._path, isolation_level=None)
         try:
+            # Documents are small, and WAL writes whole pages. Files that are there keep theirs.
+            database.execute("PRAGMA page_size = 1024")
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")
             self._migrate(database)
