@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _LINKS_MAX = 40
 _NAME_MAX = 255
 _PATH_MAX = 4096
+_GONE = "/gone (deleted)"
+"""Where a directory is that nothing leads to."""
 
 
 def failure(number: int, path: object = "") -> OSError:
@@ -130,12 +132,15 @@ class Tree:
         self.mounts = dict(self._mounted)
 
     def changes(self) -> list[str]:
-        """The directories and mounts that are other than at first, less the kernel's own."""
+        """The directories and mounts that are other than at first, less the kernel's own.
+
+        One that is gone has changed the one above it.
+        """
         changed = [self.path_of(Spot(*at)) for at in self.mounts.keys() ^ self._mounted.keys()]
         for node, (_, entries, *_) in self._saved.items():
             if node.entries.keys() != entries.keys():
                 path = self.path_of(Spot(self.root.mount, node))
-                if not path.startswith(("/sys", "/dev")):
+                if not path.startswith(("/sys", "/dev", _GONE)):
                     changed.append(path)
         return changed
 
@@ -225,7 +230,7 @@ class Tree:
                 next((n for n, own in parent.entries.items() if own is node), "") if parent else ""
             )
             if parent is None or not name:
-                return "/" + "/".join(reversed([f"{name or 'gone'} (deleted)", *names]))
+                return "/".join((_GONE, *reversed(names)))
             names.append(name)
             node = parent
         return "/" + "/".join(reversed(names))
