@@ -7,7 +7,7 @@ entry is the illegal move, and the picture in `docs/lifecycle.md` is drawn from 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 
 class Fact(StrEnum):
@@ -18,6 +18,10 @@ class Fact(StrEnum):
     MAYBE = "maybe"
     UNPLUGGED = "unplugged"
     """Of an attachment only: still attached, and the guest has let it go."""
+
+
+NO, YES, MAYBE, UNPLUGGED = Fact
+"""Python finds a name sooner than a member, and steps are chosen by little else."""
 
 
 class Action(StrEnum):
@@ -85,20 +89,18 @@ _UNDOING: Final = {
 class Thing:
     """Something that the table speaks of: a grant, an attachment or a guest mount."""
 
-    __slots__ = ("closing", "fact", "kind", "reason", "stalled")
+    __slots__ = ("closing", "fact", "reason", "stalled")
 
-    def __init__(self, kind: Kind) -> None:
-        self.kind = kind
-        self.fact = Fact.NO
+    kind: ClassVar[Kind]
+
+    def __init__(self) -> None:
+        self.fact = NO
         self.closing = False
         """Its teardown has begun: nobody shares it any more."""
         self.stalled = False
         """Its teardown failed with nobody to tell: it waits for the next driver."""
         self.reason = ""
         """What went wrong last, for a person."""
-
-    def allows(self, action: Action) -> bool:
-        return action in TABLE[self.kind][self.fact]
 
     @property
     def undoing(self) -> Action | None:

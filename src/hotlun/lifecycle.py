@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hotlun.errors import JournalError, OutcomeUnknownError
-from hotlun.facts import TABLE, UNDOING, Action, Fact, Step
+from hotlun.facts import MAYBE, NO, TABLE, UNDOING, YES, Action, Step
 from hotlun.wants import (
     DiskState,
     GrantState,
@@ -43,16 +43,13 @@ def next_step(disk: DiskState) -> Step | None:
             adding.append(handle)
         elif not handle.answer.done():
             leaving.append(handle)
-    is_kept = len(leaving) < len(disk.handles)
-    if not disk.closing:
-        step = _making_step(disk, adding) or _unmounting_step(disk, leaving)
-        if step is not None or is_kept:
-            return step
-    if not disk.waiters:
-        if is_kept:  # of a disk that is lost, each gives back its own
+    if len(leaving) < len(disk.handles):  # somebody keeps it
+        if not disk.closing:
+            return _making_step(disk, adding) or _unmounting_step(disk, leaving)
+        if not disk.waiters:  # of a disk that is lost, each gives back its own
             return _unmounting_step(disk, leaving)
-        if disk.stalled and not leaving:
-            return None
+    elif disk.stalled and not leaving and not disk.waiters:
+        return None
     for thing in (*disk.mounts.values(), disk, *disk.grants.values()):
         action = thing.undoing
         if action is not None:
@@ -64,23 +61,21 @@ def _making_step(disk: DiskState, adding: list[Handle]) -> Step | None:
     for handle in adding:
         if handle.vm_id and not is_granted(disk, handle.vm_id):
             return Step(Action.GRANT, disk.grants.get(handle.vm_id) or GrantState(handle.vm_id))
-    if adding and disk.allows(Action.ATTACH):
+    if adding and disk.fact is NO:
         return Step(Action.ATTACH, disk)
     for handle in adding:
-        if handle.mount is not None and handle.mount.allows(Action.MOUNT):
+        if handle.mount is not None and handle.mount.fact is NO:
             return Step(Action.MOUNT, handle.mount)
     for mount in disk.mounts.values():
-        if mount.allows(Action.MOUNT) and mount.is_wanted:  # gone behind our back
+        if mount.fact is NO and mount.is_wanted:  # gone behind our back
             return Step(Action.MOUNT, mount)
     return None
 
 
 def _unmounting_step(disk: DiskState, leaving: list[Handle]) -> Step | None:
     """A guest mount that nobody keeps, on an attachment that others may keep."""
-    if not disk.handles:
-        return None
     for mount in disk.mounts.values():
-        if not mount.allows(Action.UNMOUNT):
+        if mount.fact is NO:
             continue
         count = sum(handle.mount is mount for handle in leaving) if leaving else 0
         kept = len(mount.handles) > count
@@ -96,42 +91,45 @@ def begin(disk: DiskState, step: Step) -> None:
     action, thing = step
     disk.current = step
     disk.steps += 1
-    disk.drivers = ()
-    if action is Action.GRANT and isinstance(thing, GrantState):
+    if action in UNDOING:
+        disk.drivers = _begin_undoing(disk, thing)
+    elif isinstance(thing, GrantState):
         disk.grants[thing.vm_id] = thing
         disk.drivers = tuple(h for h in disk.active if not h.is_live and h.vm_id == thing.vm_id)[:1]
-    elif action in UNDOING:
-        thing.closing = True
-        drivers = releasing(disk)
-        if len(drivers) == len(disk.handles) <= 1:
-            disk.closing = True
-        if isinstance(thing, MountState) and thing.is_due:
-            thing.is_due = not (disk.closing or all(h.is_releasing for h in thing.handles))
-        if not disk.closing:
-            drivers = [handle for handle in drivers if handle.mount is thing]
-        if drivers:
-            disk.drivers = tuple(drivers)
-        else:  # it is taken for those who wait
-            disk.drivers = tuple(w for w in disk.waiters if disk.closing or w.thing is thing)
+    else:
+        disk.drivers = ()
+
+
+def _begin_undoing(disk: DiskState, thing: Thing) -> tuple[Handle | Waiter, ...]:
+    """From here on nobody shares the thing; who drives its teardown."""
+    thing.closing = True
+    drivers = releasing(disk)
+    if len(drivers) == len(disk.handles) <= 1:
+        disk.closing = True
+    if isinstance(thing, MountState) and thing.is_due:
+        thing.is_due = not (disk.closing or all(h.is_releasing for h in thing.handles))
+    if not disk.closing:
+        drivers = [handle for handle in drivers if handle.mount is thing]
+    if not drivers:  # it is taken for those who wait
+        return tuple(w for w in disk.waiters if disk.closing or w.thing is thing)
+    return tuple(drivers)
 
 
 def done(disk: DiskState, step: Step) -> None:
     """The current step has happened."""
     action, thing = step
     disk.current = None
-    thing.fact = TABLE[thing.kind][thing.fact][action].done
+    fact = thing.fact = TABLE[thing.kind][thing.fact][action].done
     thing.reason = ""
     if thing is disk:
-        if action is Action.DETACH:
-            disk.vacated = True
-    elif isinstance(thing, GrantState):
-        if action is Action.REVOKE:
-            del disk.grants[thing.vm_id]
+        disk.vacated = disk.vacated or fact is NO
     elif isinstance(thing, MountState):
-        if action is Action.MOUNT:
+        if fact is YES:
             thing.is_due = False
         else:
             _unmounted(disk, thing)
+    elif isinstance(thing, GrantState) and fact is NO:
+        del disk.grants[thing.vm_id]
 
 
 def _unmounted(disk: DiskState, mount: MountState) -> None:
@@ -161,7 +159,7 @@ def failed(disk: DiskState, step: Step, error: BaseException) -> None:
     thing.reason = f"{action} {'may not have happened' if is_unknown else 'failed'}: {error}"
     if action is Action.GRANT:
         fail_adding(disk, (h for h in drivers if isinstance(h, Handle)), error, None)
-        if thing.fact is Fact.NO and isinstance(thing, GrantState):
+        if thing.fact is NO and isinstance(thing, GrantState):
             del disk.grants[thing.vm_id]
     elif action is Action.ATTACH:
         disk.vacated = not is_unknown
@@ -169,7 +167,7 @@ def failed(disk: DiskState, step: Step, error: BaseException) -> None:
     elif action is Action.MOUNT and isinstance(thing, MountState):
         held = [handle for handle in thing.handles if handle.is_live]
         if held:  # their releases undo what may be left of it, as after an unknown outcome
-            thing.fact = Fact.MAYBE
+            thing.fact = MAYBE
         if not (is_unknown or isinstance(error, JournalError)):  # else it may be made yet
             thing.is_due = False
             for handle in held:
@@ -188,7 +186,7 @@ def _fail_undoing(
     disk: DiskState, thing: Thing, drivers: tuple[Handle | Waiter, ...], error: BaseException
 ) -> None:
     if isinstance(thing, MountState):
-        thing.closing = thing.fact is Fact.MAYBE or not thing.handles
+        thing.closing = thing.fact is MAYBE or not thing.handles
         thing.stalled = not thing.handles
     if disk.closing and is_unharmed(disk):
         disk.closing = False

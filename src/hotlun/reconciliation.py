@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from hotlun.facts import Fact
+from hotlun.facts import MAYBE, NO, UNPLUGGED, YES
 from hotlun.model import GuestMount, GuestSurvey, Presence
 from hotlun.wants import forget_mount, leave_mount, lose
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from hotlun.facts import Fact
     from hotlun.model import Attachment
     from hotlun.wants import DiskState, MountState
 
@@ -97,27 +98,27 @@ def _judge_attachment(disk: DiskState, seen: Seen) -> Iterator[Disagreement]:
     presence = None if seen.host is None else seen.host.get(serial, Presence.ABSENT)
     has_device = None if seen.guest is None else serial in seen.guest.devices
     is_held = bool(disk.handles)
-    was, expected = disk.fact, disk.fact in (Fact.YES, Fact.MAYBE) and not _is_lost(disk)
+    was, expected = disk.fact, disk.fact in (YES, MAYBE) and not _is_lost(disk)
     if is_held and expected and presence in (Presence.ABSENT, Presence.PARTIAL):
         gone = presence is Presence.ABSENT
         lose_disk(disk, "the hypervisor has it no more" if gone else "only a part of it is left")
         finding = Finding.DISK_GONE if gone else Finding.DISK_INCOMPLETE
         yield _found(disk, finding, Resolution.LOST)
     elif not is_held:
-        if presence is Presence.PARTIAL or (was is Fact.UNPLUGGED and has_device):
-            disk.fact = Fact.MAYBE
+        if presence is Presence.PARTIAL or (was is UNPLUGGED and has_device):
+            disk.fact = MAYBE
         yield _found(disk, _unheld(was, presence), Resolution.UNDONE)
-    elif was is Fact.MAYBE and expected and has_device is not None:
+    elif was is MAYBE and expected and has_device is not None:
         # Only an unplug can be unknown of a disk that is held.
-        disk.fact = Fact.YES if has_device else Fact.UNPLUGGED
+        disk.fact = YES if has_device else UNPLUGGED
         disk.closing = not has_device
         if has_device:
             yield _found(disk, Finding.DEVICE_KEPT, Resolution.ADOPTED)
         else:
             yield _found(disk, Finding.DEVICE_GONE, Resolution.NOTED)
-    elif was is Fact.UNPLUGGED and has_device:
+    elif was is UNPLUGGED and has_device:
         # A detach may be under way still: it is unplugged once more, and never shared.
-        disk.fact = Fact.MAYBE
+        disk.fact = MAYBE
         for handle in disk.handles:
             lose(handle, "its release had begun to take the disk away")
         yield _found(disk, Finding.DISK_BACK, Resolution.NOTED)
@@ -126,14 +127,14 @@ def _judge_attachment(disk: DiskState, seen: Seen) -> Iterator[Disagreement]:
 def _unheld(was: Fact, presence: Presence | None) -> Finding:
     if presence is Presence.PARTIAL:
         return Finding.DISK_INCOMPLETE
-    if was is Fact.MAYBE and presence not in (None, Presence.UNKNOWN):
+    if was is MAYBE and presence not in (None, Presence.UNKNOWN):
         there = presence is Presence.PRESENT
         return Finding.ATTACHED_UNSEEN if there else Finding.NEVER_ATTACHED
     return Finding.UNHELD
 
 
 def _judge_mounts(disk: DiskState, seen: Seen) -> Iterator[Disagreement]:
-    if disk.fact is not Fact.YES or not disk.handles:
+    if disk.fact is not YES or not disk.handles:
         return
     has_device = seen.guest is not None and disk.attachment.serial in seen.guest.devices
     for mount in list(disk.mounts.values()):
@@ -143,16 +144,16 @@ def _judge_mounts(disk: DiskState, seen: Seen) -> Iterator[Disagreement]:
             yield _found(disk, _unheld_mount(mount.fact, is_there), Resolution.UNDONE, mount)
         elif is_there is None or any(handle.lost for handle in mount.handles):
             continue
-        elif mount.fact is not Fact.YES and is_there:
-            mount.fact, mount.closing, mount.reason = Fact.YES, False, ""
+        elif mount.fact is not YES and is_there:
+            mount.fact, mount.closing, mount.reason = YES, False, ""
             mount.is_due = False
             yield _found(disk, Finding.MOUNT_KEPT, Resolution.ADOPTED, mount)
-        elif mount.fact is Fact.MAYBE and not mount.is_due:
+        elif mount.fact is MAYBE and not mount.is_due:
             if not has_device:  # what is left of a mount when its disk is pulled is no such mount
                 continue
             for handle in list(mount.handles):
                 leave_mount(handle)
-            mount.fact = Fact.NO
+            mount.fact = NO
             forget_mount(disk, mount)
             yield _found(disk, Finding.UNMOUNTED, Resolution.NOTED, mount)
         elif not is_there:
@@ -160,7 +161,7 @@ def _judge_mounts(disk: DiskState, seen: Seen) -> Iterator[Disagreement]:
 
 
 def _unheld_mount(was: Fact, is_there: bool | None) -> Finding:
-    if is_there is None or (is_there and was is Fact.YES):
+    if is_there is None or (is_there and was is YES):
         return Finding.UNHELD
     return Finding.MOUNTED_UNSEEN if is_there else Finding.UNMOUNTED
 
@@ -174,7 +175,7 @@ def _remount(disk: DiskState, mount: MountState) -> Disagreement:
     elif config.container_scratch:  # ensure_filesystem looks first, this formats each time
         why = "mounting it again would format it again"
     else:
-        mount.fact, mount.closing, mount.is_due = Fact.NO, False, True
+        mount.fact, mount.closing, mount.is_due = NO, False, True
         return _found(disk, Finding.MOUNT_GONE, Resolution.REMOUNTED, mount)
     lose_mount(mount, f"{mount.path} is gone from the guest, and {why}")
     return _found(disk, Finding.MOUNT_GONE, Resolution.LOST, mount, why)
@@ -182,39 +183,39 @@ def _remount(disk: DiskState, mount: MountState) -> Disagreement:
 
 def lose_disk(disk: DiskState, reason: str) -> None:
     """What is held of the disk is there no more; releasing undoes what is left of it."""
-    disk.fact, disk.closing = Fact.MAYBE, True
+    disk.fact, disk.closing = MAYBE, True
     disk.reason = f"lost: {reason}"
     for handle in disk.handles:
         lose(handle, reason)
     for mount in disk.mounts.values():
-        if mount.fact is not Fact.NO or mount.handles:
-            mount.fact, mount.closing, mount.is_due = Fact.MAYBE, True, False
+        if mount.fact is not NO or mount.handles:
+            mount.fact, mount.closing, mount.is_due = MAYBE, True, False
 
 
 def lose_mount(mount: MountState, reason: str) -> None:
     """The guest mount is there no more; releasing undoes what is left of it."""
-    mount.fact, mount.closing, mount.is_due = Fact.MAYBE, True, False
+    mount.fact, mount.closing, mount.is_due = MAYBE, True, False
     mount.reason = f"lost: {reason}"
     for handle in mount.handles:
         lose(handle, reason)
 
 
 def _is_lost(disk: DiskState) -> bool:
-    return disk.fact is Fact.MAYBE and any(handle.lost for handle in disk.handles)
+    return disk.fact is MAYBE and any(handle.lost for handle in disk.handles)
 
 
 def is_unresolved(disk: DiskState) -> bool:
     """Whether there is something that asking again, or trying again, may settle."""
     if disk.is_gone:
         return False
-    if not disk.handles or (disk.fact is Fact.MAYBE and not _is_lost(disk)):
+    if not disk.handles or (disk.fact is MAYBE and not _is_lost(disk)):
         return True
-    if disk.fact is not Fact.YES:
+    if disk.fact is not YES:
         return False
     for mount in disk.mounts.values():
         if not mount.handles:
             return True
-        if mount.fact is Fact.MAYBE and not any(handle.lost for handle in mount.handles):
+        if mount.fact is MAYBE and not any(handle.lost for handle in mount.handles):
             return True
     return False
 

@@ -12,7 +12,7 @@ import copy
 from typing import TYPE_CHECKING, Protocol
 
 from hotlun.errors import BackendError
-from hotlun.facts import Fact, Kind, Thing
+from hotlun.facts import MAYBE, NO, YES, Kind, Thing
 from hotlun.owners import NOBODY
 
 if TYPE_CHECKING:
@@ -53,8 +53,10 @@ class GrantState(Thing):
 
     __slots__ = ("plan", "since", "vm_id")
 
+    kind = Kind.GRANT
+
     def __init__(self, vm_id: str) -> None:
-        super().__init__(Kind.GRANT)
+        super().__init__()
         self.vm_id = vm_id
         self.plan = ""
         """What it changes, in the host backend's own words."""
@@ -67,8 +69,10 @@ class MountState(Thing):
 
     __slots__ = ("config", "handles", "is_due", "path")
 
+    kind = Kind.GUEST_MOUNT
+
     def __init__(self, config: MountConfig, path: str) -> None:
-        super().__init__(Kind.GUEST_MOUNT)
+        super().__init__()
         self.config = config
         self.path = path
         self.handles: dict[Handle, None] = {}
@@ -109,8 +113,10 @@ class DiskState(Thing):
         "working",
     )
 
+    kind = Kind.ATTACHMENT
+
     def __init__(self, attachment: Attachment, identity: Identity) -> None:
-        super().__init__(Kind.ATTACHMENT)
+        super().__init__()
         self.attachment = attachment
         self.identity = identity
         """What the disk is known by."""
@@ -279,7 +285,7 @@ def note(handle: Handle) -> None:
 
 def forget(disk: DiskState, reason: str) -> None:
     """Nothing is attached or mounted any more, and nobody holds it; grants are yet to revoke."""
-    disk.fact, disk.closing = Fact.NO, True
+    disk.fact, disk.closing = NO, True
     for handle in list(disk.handles):
         lose(handle, reason)
         complete(handle)
@@ -319,7 +325,7 @@ def settle_all(disk: DiskState) -> None:
     if disk.mounts:
         _settle_mounts(disk)
     if disk.current is None:
-        if disk.fact is Fact.NO:
+        if disk.fact is NO:
             _settle_detached(disk)
         elif disk.closing and is_unharmed(disk) and not has_driver(disk):
             disk.closing = False
@@ -335,7 +341,7 @@ def is_on_its_way(disk: DiskState) -> bool:
         return False
     for handle in disk.active:  # the one, or none
         thing = handle.mount or disk
-        if thing.fact is (Fact.NO if handle.is_live else Fact.YES):
+        if thing.fact is (NO if handle.is_live else YES):
             return False
         return len(disk.mounts) == (thing is not disk) and not handle.answer.done()
     return False
@@ -344,7 +350,7 @@ def is_on_its_way(disk: DiskState) -> bool:
 def _settle_mounts(disk: DiskState) -> None:
     """Forget those that are not there, and that nobody is after."""
     for mount in tuple(disk.mounts.values()):
-        if mount.fact is not Fact.NO or mount.handles:
+        if mount.fact is not NO or mount.handles:
             continue
         if disk.current is None or disk.current.thing is not mount:
             forget_mount(disk, mount)
@@ -371,8 +377,8 @@ def _settle_handles(disk: DiskState) -> None:
         mount = handle.mount
         if not handle.is_live:
             if (
-                disk.fact is Fact.YES
-                and (mount is None or mount.fact is Fact.YES)
+                disk.fact is YES
+                and (mount is None or mount.fact is YES)
                 and (not handle.vm_id or is_granted(disk, handle.vm_id))
             ):
                 handle.is_live = True
@@ -381,7 +387,7 @@ def _settle_handles(disk: DiskState) -> None:
                 handle.answer.set_result(None)
             continue
         # A mount that is not there is to be made again for who keeps it, and for nobody else.
-        if mount is not None and (len(mount.handles) > 1 or mount.fact is Fact.NO):
+        if mount is not None and (len(mount.handles) > 1 or mount.fact is NO):
             leave_mount(handle)
             mount = None
         if mount is None and len(disk.handles) > 1:
@@ -390,7 +396,7 @@ def _settle_handles(disk: DiskState) -> None:
 
 def is_granted(disk: DiskState, vm_id: str) -> bool:
     grant = disk.grants.get(vm_id)
-    return grant is not None and grant.fact is Fact.YES
+    return grant is not None and grant.fact is YES
 
 
 def complete(handle: Handle) -> None:
@@ -412,7 +418,7 @@ def has_work(disk: DiskState) -> bool:
     """Whether there may be a step to take; no more than a hint, and quickly told."""
     if disk.active or disk.waiters or not disk.handles:
         return True
-    return any(not mount.handles or mount.fact is Fact.NO for mount in disk.mounts.values())
+    return any(not mount.handles or mount.fact is NO for mount in disk.mounts.values())
 
 
 def has_driver(disk: DiskState) -> bool:
@@ -429,9 +435,9 @@ def is_unharmed(disk: DiskState) -> bool:
 
     A guest mount without an owner is no part of it.
     """
-    if disk.fact is not Fact.YES or not disk.handles:
+    if disk.fact is not YES or not disk.handles:
         return False
-    return not any(m.fact is Fact.MAYBE and m.handles for m in disk.mounts.values())
+    return not any(m.fact is MAYBE and m.handles for m in disk.mounts.values())
 
 
 def _answer_failure(disk: DiskState, failure: Failure) -> bool:
