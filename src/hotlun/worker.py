@@ -89,7 +89,18 @@ class Worker:
         try:
             while not disk.is_gone and (step := lifecycle.next_step(disk)) is not None:
                 lifecycle.begin(disk, step)
-                await self._take(disk, step)
+                try:
+                    await self._call(disk, step)
+                except Exception as error:
+                    self._failed(disk, step, error)
+                except BaseException as error:
+                    # Cancelled, by the end of the loop or inside the backend, or interrupted.
+                    if self._cut_short(disk, step, error):
+                        raise
+                else:
+                    if logger.isEnabledFor(logging.DEBUG):
+                        _tell(disk, step, "is done")
+                    lifecycle.done(disk, step)
                 self._settle(disk)
         finally:
             disk.working = False
@@ -98,54 +109,18 @@ class Worker:
             while self._when_idle and not self._tasks:
                 self._when_idle.pop()()
 
-    async def _take(self, disk: DiskState, step: Step) -> None:
-        is_told = logger.isEnabledFor(logging.DEBUG)
-        if is_told:
-            _tell(disk, step, "begins")
-        try:
-            if isinstance(step.thing, GrantState) and step.action is Action.GRANT:
-                plan = base.plan_grant(self._host, disk.attachment.disk, step.thing.vm_id)
-                step.thing.plan = plan or step.thing.plan
-                step.thing.since = step.thing.since or time.time_ns()
-            if self._record is not None:
-                self._record(disk)
-            await self._call(disk, step)
-        except SlotTakenError as error:
-            self._move(disk, step, error)
-        except Exception as error:
-            _tell(disk, step, f"failed ({error})")
-            lifecycle.failed(disk, step, error)
-        except BaseException as error:
-            # Cancelled, by the end of the loop or inside the backend, or interrupted.
-            _tell(disk, step, f"was cut short ({error!r})")
-            lifecycle.failed(disk, step, _cut_short(disk, step, error))
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task and not task.cancelling():
-                return
-            halt(disk)
-            self._settle(disk)
-            raise
-        else:
-            if is_told:
-                _tell(disk, step, "is done")
-            lifecycle.done(disk, step)
-
-    def _move(self, disk: DiskState, step: Step, error: SlotTakenError) -> None:
-        if step.action is not Action.ATTACH:
-            lifecycle.failed(disk, step, error)
-            return
-        _tell(disk, step, f"found its slot taken ({error})")
-        try:
-            self._relocate(disk, error)
-        except HotlunError as nowhere:
-            lifecycle.failed(disk, step, nowhere)
-        else:
-            lifecycle.called_off(disk)
-
     def _call(self, disk: DiskState, step: Step) -> Awaitable[None]:
-        """The backend's call that takes the step."""
+        """The backend's call that takes the step, which is written down before it is made."""
+        if logger.isEnabledFor(logging.DEBUG):
+            _tell(disk, step, "begins")
         action, thing = step
         attachment = disk.attachment
+        if isinstance(thing, GrantState) and action is Action.GRANT:
+            plan = base.plan_grant(self._host, attachment.disk, thing.vm_id)
+            thing.plan = plan or thing.plan
+            thing.since = thing.since or time.time_ns()
+        if self._record is not None:
+            self._record(disk)
         if isinstance(thing, MountState):
             if action is Action.MOUNT:
                 identity = base.identity(self._host, attachment)
@@ -161,6 +136,31 @@ class Worker:
             change = self._host.grant_access if grants else self._host.revoke_access
             return change(attachment.disk, thing.vm_id)
         return self._host.detach(attachment)
+
+    def _failed(self, disk: DiskState, step: Step, error: Exception) -> None:
+        """The call has raised; a slot that turned out taken is no failure if there is another."""
+        if isinstance(error, SlotTakenError) and step.action is Action.ATTACH:
+            _tell(disk, step, f"found its slot taken ({error})")
+            try:
+                self._relocate(disk, error)
+            except HotlunError as nowhere:
+                error = nowhere
+            else:
+                lifecycle.called_off(disk)
+                return
+        _tell(disk, step, f"failed ({error})")
+        lifecycle.failed(disk, step, error)
+
+    def _cut_short(self, disk: DiskState, step: Step, error: BaseException) -> bool:
+        """Nobody knows what the call has done; whether the worker is to end."""
+        _tell(disk, step, f"was cut short ({error!r})")
+        lifecycle.failed(disk, step, _unknown(disk, step, error))
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task and not task.cancelling():
+            return False
+        halt(disk)
+        self._settle(disk)
+        return True
 
 
 def _tell(disk: DiskState, step: Step, ending: str) -> None:
@@ -178,7 +178,7 @@ def _tell(disk: DiskState, step: Step, ending: str) -> None:
     )
 
 
-def _cut_short(disk: DiskState, step: Step, error: BaseException) -> OutcomeUnknownError:
+def _unknown(disk: DiskState, step: Step, error: BaseException) -> OutcomeUnknownError:
     attachment = disk.attachment
     unknown = OutcomeUnknownError(
         f"{step.action} of {attachment.disk} at slot {attachment.slot} was cut short: "
