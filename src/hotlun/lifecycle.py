@@ -119,6 +119,7 @@ def done(disk: DiskState, step: Step) -> None:
     """The current step has happened."""
     action, thing = step
     disk.current = None
+    disk.drivers = ()
     fact = thing.fact = TABLE[thing.kind][thing.fact][action].done
     thing.reason = ""
     if thing is disk:
@@ -146,6 +147,7 @@ def _unmounted(disk: DiskState, mount: MountState) -> None:
 def called_off(disk: DiskState) -> None:
     """The current step has not happened, and that is nobody's failure."""
     disk.current = None
+    disk.drivers = ()
 
 
 def failed(disk: DiskState, step: Step, error: BaseException) -> None:
@@ -153,6 +155,7 @@ def failed(disk: DiskState, step: Step, error: BaseException) -> None:
     action, thing = step
     drivers = disk.drivers
     disk.current = None
+    disk.drivers = ()
     outcomes = TABLE[thing.kind][thing.fact][action]
     is_unknown = isinstance(error, OutcomeUnknownError)
     thing.fact = outcomes.unknown if is_unknown else outcomes.failed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 from support.memory import DOWN, UP, VM, XFS, B, start, turns
@@ -216,3 +217,17 @@ async def test_a_cancelled_release_goes_on_for_a_waiting_add(vm: VM) -> None:
     with pytest.raises(AlreadyReleasedError):
         await old.release()
     assert vm.manager.mounts == (new,)
+
+
+async def test_a_life_leaves_nothing_for_the_garbage_collector(vm: VM) -> None:
+    """What was made for a disk refers to no part of itself in a ring once the disk is gone."""
+    await (await vm.add()).release()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            await (await vm.add()).release()
+        left = gc.collect()
+    finally:
+        gc.enable()
+    assert left == 0
