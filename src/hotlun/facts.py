@@ -21,7 +21,7 @@ class Fact(StrEnum):
 
 
 NO, YES, MAYBE, UNPLUGGED = Fact
-"""Python finds a name sooner than a member, and steps are chosen by little else."""
+"""Python finds a name sooner than a member; these and the actions' are asked for at each step."""
 
 
 class Action(StrEnum):
@@ -34,6 +34,9 @@ class Action(StrEnum):
     UNPLUG = "unplug"
     DETACH = "detach"
     REVOKE = "revoke_access"
+
+
+GRANT, ATTACH, MOUNT, UNMOUNT, UNPLUG, DETACH, REVOKE = Action
 
 
 class Kind(StrEnum):

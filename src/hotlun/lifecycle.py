@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hotlun.errors import JournalError, OutcomeUnknownError
-from hotlun.facts import MAYBE, NO, TABLE, UNDOING, YES, Action, Step
+from hotlun.facts import ATTACH, GRANT, MAYBE, MOUNT, NO, TABLE, UNDOING, UNMOUNT, YES, Step
 from hotlun.wants import (
     DiskState,
     GrantState,
@@ -60,15 +60,15 @@ def next_step(disk: DiskState) -> Step | None:
 def _making_step(disk: DiskState, adding: list[Handle]) -> Step | None:
     for handle in adding:
         if handle.vm_id and not is_granted(disk, handle.vm_id):
-            return Step(Action.GRANT, disk.grants.get(handle.vm_id) or GrantState(handle.vm_id))
+            return Step(GRANT, disk.grants.get(handle.vm_id) or GrantState(handle.vm_id))
     if adding and disk.fact is NO:
-        return Step(Action.ATTACH, disk)
+        return Step(ATTACH, disk)
     for handle in adding:
         if handle.mount is not None and handle.mount.fact is NO:
-            return Step(Action.MOUNT, handle.mount)
+            return Step(MOUNT, handle.mount)
     for mount in disk.mounts.values():
         if mount.fact is NO and mount.is_wanted:  # gone behind our back
-            return Step(Action.MOUNT, mount)
+            return Step(MOUNT, mount)
     return None
 
 
@@ -80,9 +80,9 @@ def _unmounting_step(disk: DiskState, leaving: list[Handle]) -> Step | None:
         count = sum(handle.mount is mount for handle in leaving) if leaving else 0
         kept = len(mount.handles) > count
         if mount.closing and any(waiter.thing is mount for waiter in disk.waiters):
-            return Step(Action.UNMOUNT, mount)
+            return Step(UNMOUNT, mount)
         if not kept and (count or not mount.stalled):
-            return Step(Action.UNMOUNT, mount)
+            return Step(UNMOUNT, mount)
     return None
 
 
@@ -160,14 +160,14 @@ def failed(disk: DiskState, step: Step, error: BaseException) -> None:
     is_unknown = isinstance(error, OutcomeUnknownError)
     thing.fact = outcomes.unknown if is_unknown else outcomes.failed
     thing.reason = f"{action} {'may not have happened' if is_unknown else 'failed'}: {error}"
-    if action is Action.GRANT:
+    if action is GRANT:
         fail_adding(disk, (h for h in drivers if isinstance(h, Handle)), error, None)
         if thing.fact is NO and isinstance(thing, GrantState):
             del disk.grants[thing.vm_id]
-    elif action is Action.ATTACH:
+    elif action is ATTACH:
         disk.vacated = not is_unknown
         fail_adding(disk, list(disk.active), error, None)
-    elif action is Action.MOUNT and isinstance(thing, MountState):
+    elif action is MOUNT and isinstance(thing, MountState):
         held = [handle for handle in thing.handles if handle.is_live]
         if held:  # their releases undo what may be left of it, as after an unknown outcome
             thing.fact = MAYBE

@@ -150,7 +150,8 @@ class Tables:
 
     def settle(self, disk: DiskState) -> None:
         """Answer the wants on a disk, and give back what it holds no more."""
-        wants.settle(disk)
+        if not wants.is_on_its_way(disk):
+            wants.settle(disk)
         while disk.unmounted:
             self.guest_mounts.remove(disk.unmounted.pop())
         while disk.left:

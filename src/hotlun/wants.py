@@ -314,12 +314,6 @@ def halt(disk: DiskState) -> None:
 
 def settle(disk: DiskState) -> None:
     """Answer everyone who can be answered by the facts as they are."""
-    if not is_on_its_way(disk):
-        settle_all(disk)
-
-
-def settle_all(disk: DiskState) -> None:
-    """As `settle`, without a glance first."""
     if disk.active:
         _settle_handles(disk)
     if disk.mounts:
@@ -337,14 +331,14 @@ def settle_all(disk: DiskState) -> None:
 
 def is_on_its_way(disk: DiskState) -> bool:
     """At a glance: what there is of a disk is one caller's, whose answer takes more steps."""
-    if disk.waiters or disk.failures or len(disk.handles) != 1:
+    if not disk.active or disk.waiters or disk.failures or len(disk.handles) != 1:
         return False
-    for handle in disk.active:  # the one, or none
-        thing = handle.mount or disk
-        if thing.fact is (NO if handle.is_live else YES):
-            return False
-        return len(disk.mounts) == (thing is not disk) and not handle.answer.done()
-    return False
+    (handle,) = disk.active
+    mount = handle.mount
+    fact = disk.fact if mount is None else mount.fact
+    if fact is (NO if handle.is_live else YES) or handle.answer.done():
+        return False
+    return len(disk.mounts) == (mount is not None)
 
 
 def _settle_mounts(disk: DiskState) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from hotlun import lifecycle
 from hotlun.backends import base
 from hotlun.errors import HotlunError, OutcomeUnknownError, SlotTakenError
-from hotlun.facts import Action, Step
+from hotlun.facts import ATTACH, GRANT, MOUNT, UNPLUG, Step
 from hotlun.model import GuestMount
 from hotlun.wants import DiskState, GrantState, MountState, halt, has_work
 
@@ -86,9 +86,12 @@ class Worker:
             call()
 
     async def _run(self, disk: DiskState) -> None:
+        is_told = logger.isEnabledFor(logging.DEBUG)
         try:
             while not disk.is_gone and (step := lifecycle.next_step(disk)) is not None:
                 lifecycle.begin(disk, step)
+                if is_told:
+                    _tell(disk, step, "begins")
                 try:
                     await self._call(disk, step)
                 except Exception as error:
@@ -98,7 +101,7 @@ class Worker:
                     if self._cut_short(disk, step, error):
                         raise
                 else:
-                    if logger.isEnabledFor(logging.DEBUG):
+                    if is_told:
                         _tell(disk, step, "is done")
                     lifecycle.done(disk, step)
                 self._settle(disk)
@@ -111,35 +114,32 @@ class Worker:
 
     def _call(self, disk: DiskState, step: Step) -> Awaitable[None]:
         """The backend's call that takes the step, which is written down before it is made."""
-        if logger.isEnabledFor(logging.DEBUG):
-            _tell(disk, step, "begins")
         action, thing = step
         attachment = disk.attachment
-        if isinstance(thing, GrantState) and action is Action.GRANT:
+        if isinstance(thing, GrantState) and action is GRANT:
             plan = base.plan_grant(self._host, attachment.disk, thing.vm_id)
             thing.plan = plan or thing.plan
             thing.since = thing.since or time.time_ns()
         if self._record is not None:
             self._record(disk)
         if isinstance(thing, MountState):
-            if action is Action.MOUNT:
+            if action is MOUNT:
                 identity = base.identity(self._host, attachment)
                 mount = GuestMount(attachment, thing.path, thing.config, identity)
                 return self._guest.mount(mount)
             return self._guest.unmount(GuestMount(attachment, thing.path, thing.config))
-        if action is Action.ATTACH:
+        if action is ATTACH:
             return self._host.attach(attachment)
-        if action is Action.UNPLUG:
+        if action is UNPLUG:
             return self._guest.unplug(attachment)
         if isinstance(thing, GrantState):
-            grants = action is Action.GRANT
-            change = self._host.grant_access if grants else self._host.revoke_access
+            change = self._host.grant_access if action is GRANT else self._host.revoke_access
             return change(attachment.disk, thing.vm_id)
         return self._host.detach(attachment)
 
     def _failed(self, disk: DiskState, step: Step, error: Exception) -> None:
         """The call has raised; a slot that turned out taken is no failure if there is another."""
-        if isinstance(error, SlotTakenError) and step.action is Action.ATTACH:
+        if isinstance(error, SlotTakenError) and step.action is ATTACH:
             _tell(disk, step, f"found its slot taken ({error})")
             try:
                 self._relocate(disk, error)

@@ -20,7 +20,6 @@ from hotlun.wants import (
     is_on_its_way,
     join,
     settle,
-    settle_all,
 )
 
 if TYPE_CHECKING:
@@ -174,7 +173,7 @@ def test_who_is_on_his_way_has_nothing_to_be_settled(
         glances.append(is_on_its_way(disk))
         if glances[-1]:
             before = everything(disk)
-            settle_all(disk)
+            settle(disk)
             assert everything(disk) == before
     assert disk.is_gone
     assert sum(glances) > len(glances) / 3
