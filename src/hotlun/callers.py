@@ -52,11 +52,12 @@ class Callers:
         self._check_ours()
         while handle.is_releasing:  # somebody else is at it
             await asyncio.wait([cast("asyncio.Future[None]", handle.answer)])
+            if not handle.is_gone:
+                self._check_ours()  # the Manager may have been left or saved meanwhile
         if handle.is_gone:
             raise AlreadyReleasedError(
                 "the mount was released before: nothing is left to give back"
             )
-        self._check_ours()  # the Manager may have been left or saved meanwhile
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         wants.ask_release(handle, answer)
         await self.answered(handle.disk, answer)

@@ -204,8 +204,9 @@ class GuestPaths:
         if key in self._above:
             return key, "lies above another guest mount's"
         separator = _SEPARATORS[self._os_type]
-        for folder, spelt in zip(_folders(key, separator), _folders(path, separator), strict=True):
+        for depth, folder in enumerate(_folders(key, separator)):
             if folder in self._taken:
+                spelt = _folders(path, separator)[depth]
                 return folder, f"lies below another guest mount's, {spelt}"
         return None
 
