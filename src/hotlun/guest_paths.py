@@ -99,6 +99,7 @@ class GuestPaths:
         if pattern.count("%") != 1 or "%d" not in pattern:
             raise ValueError(f"guest_mount_format needs exactly one %d: {pattern!r}")
         self._os_type = os_type
+        self._separator = _SEPARATORS[os_type]
         self.pattern = normalise(pattern, os_type)
         normalise(self.pattern % 1, os_type)  # Windows reserves names such as COM1
         self._taken: dict[str, int | None] = {}
@@ -107,7 +108,7 @@ class GuestPaths:
         """How many taken paths are in a folder, by this one and all above it."""
         self._above: dict[str, int] = {}
         """How many of those folders are, or lie below, each folder."""
-        folders = _folders(self.pattern, _SEPARATORS[os_type])
+        folders = _folders(self.pattern, self._separator)
         self._common = {self._key(folder) for folder in folders if "%" not in folder}
         """The folders that every generated path lies below, by key."""
         self._fresh = 0
@@ -160,9 +161,9 @@ class GuestPaths:
             self._use_lowest()
         key = self._key(path)
         self._taken[key] = number
-        folders = _folders(key, _SEPARATORS[self._os_type])
-        self._within[folders] = self._within.get(folders, 0) + 1
-        if self._within[folders] == 1:
+        folders = _folders(key, self._separator)
+        count = self._within[folders] = self._within.get(folders, 0) + 1
+        if count == 1:
             for folder in folders:
                 self._above[folder] = self._above.get(folder, 0) + 1
 
@@ -173,9 +174,9 @@ class GuestPaths:
         if number is not None:
             heapq.heappush(self._returned, number)
         self._is_free(key)
-        folders = _folders(key, _SEPARATORS[self._os_type])
-        self._within[folders] -= 1
-        if self._within[folders]:
+        folders = _folders(key, self._separator)
+        count = self._within[folders] = self._within[folders] - 1
+        if count:
             return
         del self._within[folders]
         for folder in folders:
@@ -203,12 +204,12 @@ class GuestPaths:
             return key, "is another guest mount's"
         if key in self._above:
             return key, "lies above another guest mount's"
-        separator = _SEPARATORS[self._os_type]
-        for depth, folder in enumerate(_folders(key, separator)):
-            if folder in self._taken:
-                spelt = _folders(path, separator)[depth]
-                return folder, f"lies below another guest mount's, {spelt}"
-        return None
+        folders = _folders(key, self._separator)
+        if self._taken.keys().isdisjoint(folders):
+            return None
+        depth, folder = next(one for one in enumerate(folders) if one[1] in self._taken)
+        spelt = _folders(path, self._separator)[depth]
+        return folder, f"lies below another guest mount's, {spelt}"
 
     def _key(self, path: str) -> str:
         return windows_paths.upper(path) if self._os_type == "windows" else path

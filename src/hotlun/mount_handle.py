@@ -25,7 +25,7 @@ class Mount:
     """
 
     def __init__(self, handle: Handle, release: Callable[[Handle], Awaitable[None]]) -> None:
-        attachment = handle.disk.attachment
+        attachment, mount = handle.disk.attachment, handle.mount
         self._handle = handle
         self._release = release
         self.id: str = handle.id
@@ -34,8 +34,8 @@ class Mount:
         self.serial: str = attachment.serial
         """What the guest reads as the disk's SCSI serial."""
         self.disk: Disk = attachment.disk
-        self.config: MountConfig | None = handle.mount.config if handle.mount else None
-        self.guest_path: str | None = handle.mount.path if handle.mount else None
+        self.config: MountConfig | None = None if mount is None else mount.config
+        self.guest_path: str | None = None if mount is None else mount.path
         """Where it is mounted inside the guest; None when nothing was mounted."""
         self.owner: str = handle.owner.name
         """Whom it is held for, as was said when it was added."""
