@@ -50,7 +50,10 @@ def next_step(disk: DiskState) -> Step | None:
             return _unmounting_step(disk, leaving)
     elif disk.stalled and not leaving and not disk.waiters:
         return None
-    for thing in (*disk.mounts.values(), disk, *disk.grants.values()):
+    mounts = list(disk.mounts.values())
+    if len(mounts) > 1:  # what would not go before is tried last, as it keeps the others
+        mounts.sort(key=lambda mount: mount.stalled)
+    for thing in (*mounts, disk, *disk.grants.values()):
         action = thing.undoing
         if action is not None:
             return Step(action, thing)

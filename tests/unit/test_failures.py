@@ -318,6 +318,22 @@ async def test_the_last_release_takes_a_stuck_guest_mount_along(vm: VM) -> None:
     assert vm.said() == DOWN
 
 
+async def test_a_stuck_guest_mount_is_taken_along_last(vm: VM) -> None:
+    """What can be unmounted is, though the release fails at what cannot."""
+    keeper = await vm.add(mount=None)
+    vm.guest.lose("mount", happened=True)
+    for at in (1, 2, 4):
+        vm.guest.fail("unmount", refusal("busy"), at=at)
+    with pytest.raises(OutcomeUnknownError):
+        await vm.add(mount=FIRST)
+    mount = await vm.add(mount=SECOND)
+    await keeper.release()
+    with pytest.raises(BackendError, match="busy"):
+        await mount.release()
+    assert [m.config for m in vm.status().guest_mounts] == [FIRST]
+    await mount.release()
+
+
 async def test_a_half_undone_thing_without_an_owner_is_never_shared(vm: VM) -> None:
     """A definite failure to unplug after a failed mount: the next add does not reuse the device."""
     vm.guest.fail("mount", refusal("bad"))
