@@ -61,6 +61,31 @@ class Deadline:
         return Deadline(min(seconds, self.remaining()), self._wanted)
 
 
+class Watch:
+    """Set or not, as `threading.Event`, but a lock is all of it.
+
+    What an event is made of, and what its `wait` makes, takes an emulated guest longer than to
+    look for a disk. So this is for one who waits, and for one at a time who sets it.
+    """
+
+    def __init__(self) -> None:
+        self._unset = threading.Lock()
+        self._unset.acquire()
+
+    def set(self) -> None:
+        """End the `wait` of now, or else the next."""
+        if self._unset.locked():
+            self._unset.release()
+
+    def clear(self) -> None:
+        """Have the next `wait` wait."""
+        self._unset.acquire(blocking=False)
+
+    def wait(self, seconds: float) -> None:
+        """Return when it is set, which it is not any more then, or after so many seconds."""
+        self._unset.acquire(timeout=seconds)
+
+
 class Uevents:
     """Hears the kernel's events and wakes who waits for the device they are about.
 
@@ -71,17 +96,17 @@ class Uevents:
     def __init__(self, source: socket.socket | None = None) -> None:
         self._socket = _open_netlink() if source is None else source
         self._lock = threading.Lock()
-        self._watches: dict[str, list[threading.Event]] = {}
+        self._watches: dict[str, list[Watch]] = {}
         threading.Thread(target=self._listen, name="uevents", daemon=True).start()
 
     @contextlib.contextmanager
-    def watch(self, device: str) -> Iterator[threading.Event]:
-        """An event that is set when something happens to a block device below `device`.
+    def watch(self, device: str) -> Iterator[Watch]:
+        """What is set when something happens to a block device below `device`.
 
         Args:
             device: the name of a directory in its sysfs path, such as `2:0:0:1`.
         """
-        changed = threading.Event()
+        changed = Watch()
         with self._lock:
             self._watches.setdefault(device, []).append(changed)
         try:

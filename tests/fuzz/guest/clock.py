@@ -44,10 +44,10 @@ class Clock(threading.local):
 class Threads:
     """Stands in for `threading`, where threads are started to do one thing meanwhile.
 
-    It is done at once. Locks and conditions are real, and a wait for an event is the clock's.
+    It is done at once. Locks and conditions are real, but to wait for a lock for a while is the
+    clock's.
     """
 
-    Lock = staticmethod(threading.Lock)
     Condition = staticmethod(threading.Condition)
 
     def __init__(self, clock: Clock) -> None:
@@ -56,28 +56,33 @@ class Threads:
     def __getattr__(self, name: str) -> object:
         raise StrayError(f"threading.{name}")
 
-    def Event(self) -> _Event:  # noqa: N802 - as in threading
-        return _Event(self._clock)
+    def Lock(self) -> _Lock:  # noqa: N802 - as in threading
+        return _Lock(self._clock)
 
     def Thread(self, *, target: Callable[..., object], name: str, daemon: bool) -> _Thread:  # noqa: N802
         return _Thread(target, name)
 
 
-class _Event:
+class _Lock:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._is_set = False
+        self._lock = threading.Lock()
+        self.locked = self._lock.locked
+        self.release = self._lock.release
 
-    def set(self) -> None:
-        self._is_set = True
-
-    def clear(self) -> None:
-        self._is_set = False
-
-    def wait(self, timeout: float) -> bool:
-        if not self._is_set:
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        if timeout < 0:
+            return self._lock.acquire(blocking)
+        if not self._lock.acquire(blocking=False):
             self._clock.sleep(timeout)
-        return self._is_set
+            return False
+        return True
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
 
 
 class _Thread:
