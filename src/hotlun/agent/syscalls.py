@@ -52,6 +52,8 @@ _STATX_ATTR_MOUNT_ROOT = 0x2000
 _STATX = struct.Struct("I4xQ4xI4xH2xQ96xIIQ104x")
 """stx_mask, _attributes, _uid, _mode, _ino, _dev_major, _dev_minor, _mnt_id"""
 
+_Status = ctypes.c_char * _STATX.size
+
 _LOOKED_FOR = _STATX_TYPE | _STATX_MODE | _STATX_UID | _STATX_MNT_ID
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -65,15 +67,8 @@ _libc.mount.argtypes = (
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 # The number differs, the function is there since glibc 2.28 and musl 1.2.
+# Its arguments are all of the types that ctypes makes of these values by itself, in half the time.
 _statx = getattr(_libc, "statx", None)
-if _statx is not None:
-    _statx.argtypes = (
-        ctypes.c_int,
-        ctypes.c_char_p,
-        ctypes.c_int,
-        ctypes.c_uint,
-        ctypes.c_char_p,
-    )
 
 
 def _syscall(number: int, *arguments: Any) -> Callable[..., int]:
@@ -253,7 +248,7 @@ def look(folder: int, name: str) -> Seen | None:
     """
     if _statx is None:
         return None
-    found = ctypes.create_string_buffer(_STATX.size)
+    found = _Status()
     flags = _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT
     if _statx(folder, os.fsencode(name), flags, _LOOKED_FOR, found):
         if ctypes.get_errno() == errno.ENOENT:
@@ -277,7 +272,7 @@ def identity(folder: int, path: str = "") -> tuple[int, ...] | None:
     """
     if _statx is None:
         return None
-    found = ctypes.create_string_buffer(_STATX.size)
+    found = _Status()
     flags = _AT_EMPTY_PATH | _AT_SYMLINK_NOFOLLOW | _AT_STATX_DONT_SYNC
     if _statx(folder, os.fsencode(path), flags, _STATX_INO | _STATX_MNT_ID, found):
         return None
