@@ -30,8 +30,10 @@ class Lanes:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiting: dict[Hashable, collections.deque[Callable[[], None]]] = {}
-        self._unfinished: collections.Counter[Hashable] = collections.Counter()
-        self._room = threading.BoundedSemaphore(_WAITING_MAX)
+        self._unfinished: dict[Hashable, int] = {}
+        self._count = 0
+        """Jobs begun or waiting."""
+        self._room = threading.Condition(self._lock)
         self._threads = Threads("disks")
 
     def submit(self, lane: Hashable, job: Callable[[], None]) -> None:
@@ -40,25 +42,26 @@ class Lanes:
         Raises:
             RuntimeError: the system has no more threads; the job will not be done.
         """
-        self._room.acquire()
         with self._lock:
-            self._unfinished[lane] += 1
-            if lane in self._waiting:
-                self._waiting[lane].append(job)
-                return
-            self._waiting[lane] = collections.deque([job])
-            try:
+            while self._count >= _WAITING_MAX:
+                self._room.wait()
+            waiting = self._waiting.get(lane)
+            if waiting is not None:
+                waiting.append(job)
+            else:
+                # What the thread does first is to wait for the lock.
                 self._threads.run(functools.partial(self._work, lane))
-            except RuntimeError:
-                del self._waiting[lane], self._unfinished[lane]
-                self._room.release()
-                raise
+                self._waiting[lane] = collections.deque((job,))
+            self._count += 1
+            self._unfinished[lane] = self._unfinished.get(lane, 0) + 1
 
     def finish(self, lane: Hashable) -> None:
         """The lane's current job has done its work, and only tells of it still."""
         with self._lock:
-            self._unfinished[lane] -= 1
-            if not self._unfinished[lane]:
+            left = self._unfinished[lane] - 1
+            if left:
+                self._unfinished[lane] = left
+            else:
                 del self._unfinished[lane]
 
     def is_busy(self, lane: Hashable) -> bool:
@@ -67,18 +70,22 @@ class Lanes:
             return lane in self._unfinished
 
     def _work(self, lane: Hashable) -> None:
-        while (job := self._next(lane)) is not None:
+        with self._lock:
+            job: Callable[[], None] | None = self._waiting[lane].popleft()
+        while job is not None:
             try:
                 job()
             except Exception:
                 _log.exception("a job that must not raise has raised")
-            finally:
-                self._room.release()
-                del job  # with the request that it holds
+            del job  # with the request that it holds
+            job = self._next(lane)
 
     def _next(self, lane: Hashable) -> Callable[[], None] | None:
-        """The lane's next job; without one the lane ends."""
+        """The lane's next job, as one is done; without one the lane ends."""
         with self._lock:
+            if self._count == _WAITING_MAX:
+                self._room.notify_all()
+            self._count -= 1
             if self._waiting[lane]:
                 return self._waiting[lane].popleft()
             del self._waiting[lane]
