@@ -240,7 +240,11 @@ class ScsiDisks:
         """
         while True:
             disk = self._uevents.wait_until(
-                lambda: self._disk(slot, address), address, deadline, look_again=_DISK_LOOK_AGAIN
+                lambda: self._disk(slot, address),
+                address,
+                deadline,
+                look_again=_DISK_LOOK_AGAIN,
+                is_awaited=True,
             )
             if disk is None:
                 raise RequestError(

@@ -124,6 +124,7 @@ class Uevents:
         deadline: Deadline,
         *,
         look_again: float = _LOOK_AGAIN,
+        is_awaited: bool = False,
     ) -> _T | None:
         """Look until there is something to see, each time that something happens to `device`.
 
@@ -132,8 +133,10 @@ class Uevents:
             device: as for `watch`.
             deadline: when to give up and return None.
             look_again: seconds after which to look without an event.
+            is_awaited: there is mostly nothing yet, so that a look before the watch is set up,
+                which else is mostly all, is one too many.
         """
-        seen = look()  # mostly that is all
+        seen = None if is_awaited else look()
         if seen is not None:
             return seen
         with self.watch(device) as changed:
