@@ -104,6 +104,6 @@ def test_a_disk_that_came_while_the_old_one_was_written_back_is_left_alone(
 
     orders = Orders(fake.kernel, fake.uevents, Threads("orders"))
     path = str(fake.sysfs(1))
-    assert orders.delete(path, [], lambda: True, Deadline(5), another_comes)
+    assert orders.delete(path, lambda: True, Deadline(5), another_comes)
     assert unbind.read_text() == ""
     assert (fake.sysfs(1) / "block/sdb").is_dir()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from hotlun.agent.kernel import check_absent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from hotlun.agent.kernel import Kernel
     from hotlun.agent.threads import Threads
@@ -46,16 +46,14 @@ class Orders:
     def delete(
         self,
         device: str,
-        shown: Sequence[str],
         wanted: Callable[[], bool],
         deadline: Deadline,
         first: Callable[[], None] | None = None,
     ) -> bool:
-        """Have a device let go; whether it is gone in time.
+        """Have a device let go; whether it is gone in time, with all that is below it in sysfs.
 
         Args:
             device: its directory in sysfs.
-            shown: other directories that go with it.
             wanted: whether the device is still the one that is to go. That is asked with
                 `delete` open, which does not reach another device that has the same path.
             deadline: when to give up waiting.
@@ -65,7 +63,7 @@ class Orders:
         Raises:
             RequestError: from `first`.
         """
-        inodes = [(path, _inode(path)) for path in (device, *shown)]
+        inode = _inode(device)
         file = _opened(os.path.join(device, "delete"))
         if file is not None:
             is_wanted = False
@@ -76,11 +74,11 @@ class Orders:
                     os.close(file)
             if not is_wanted:
                 return True
-            self._have_done(file, lambda: self._delete(file, *inodes[0]), deadline, first)
+            self._have_done(file, lambda: self._delete(file, device, inode), deadline, first)
 
         def look() -> bool | None:
             """Events do not say: the kernel announces a removal before sysfs shows it."""
-            return None if any(_inode(path) == inode for path, inode in inodes if inode) else True
+            return None if inode and _inode(device) == inode else True
 
         return bool(self._uevents.wait_until(look, os.path.basename(device), deadline))
 

@@ -314,8 +314,7 @@ class ScsiDisks:
                 return self._kernel.exists(disk.sysfs)
             return self._disk(slot, address) == disk
 
-        shown = [disk.sysfs] if disk else []
-        if not self._orders.delete(device, shown, is_same, deadline, first):
+        if not self._orders.delete(device, is_same, deadline, first):
             raise RequestError(
                 f"{disk or f'disk {slot}'}: the kernel was told to write back what it has in "
                 f"memory and let it go, and still has it after {deadline.seconds:g} s",
