@@ -172,7 +172,7 @@ def loop_disk(
         numbers = guest.sys / "dev/block"
         numbers.mkdir(parents=True, exist_ok=True)
         for dev in (block / "dev", *block.glob("*/dev")):
-            (numbers / dev.read_text().strip()).touch()
+            (numbers / dev.read_text().strip()).symlink_to(dev.parent)
         yield node
     finally:
         subprocess.run(["losetup", "--detach", node], check=True)

@@ -281,6 +281,21 @@ def test_unplugging_what_is_not_there_is_success(guest: FakeGuest) -> None:
     assert guest.scsi.find(Slot(7, 1)) is None
 
 
+def test_a_disk_is_made_sure_of_by_its_number(guest: FakeGuest) -> None:
+    """Where that leads tells the address; another disk's number, or none's, is no hindrance."""
+    numbers = guest.sys / "dev/block"
+    numbers.mkdir(parents=True)
+    for lun, name, number in ((1, "sda", DISK), (2, "sdb", "7:16")):
+        block = guest.add_disk(lun, name, number, {f"{name}1": f"7:{16 * lun + 1}"})
+        (numbers / number).symlink_to(block)
+        (numbers / f"7:{16 * lun + 1}").symlink_to(block / f"{name}1")
+    found = guest.scsi.find(SLOT)
+    assert found is not None
+    assert found.name == "sda"
+    for number in (DISK, "7:16", "7:17", "0:40"):
+        assert guest.scsi.find(SLOT, 0, number) == found
+
+
 def test_unplug_returns_when_the_device_is_gone(guest: FakeGuest) -> None:
     """Told by an event, after `1` was written to `delete`."""
     guest.add_disk(1, "sda", DISK)

@@ -110,7 +110,8 @@ class Disks:
         slot, partition = settings.slot, settings.partition
         with self._mounts.claim(settings.path) as place:
             # Whether it was to be encrypted is not asked: hcsshim's host does not say it here.
-            device = self._scsi.find(slot, partition)
+            seen = place.look()  # mostly it is the disk
+            device = self._scsi.find(slot, partition, seen.device if seen else "")
             if device is not None:
                 self._mappings.orphans.wait_for(device, Deadline(self._timeout))
             top = self._mappings.top(slot, partition)

@@ -355,7 +355,11 @@ class Guest:
         node = Node(stat.S_IFBLK | 0o660)
         node.blocks = blocks
         tree.touch(tree.directory("/dev")).entries[name] = node
-        tree.touch(tree.directory("/sys/dev/block")).entries[number] = Node(stat.S_IFREG)
+        link = tree.touch(tree.directory("/sys/dev/block")).entries[number] = Node(
+            stat.S_IFLNK | 0o777
+        )
+        below = f"{whole and disk.name}/{name}".lstrip("/")
+        link.target = f"../..{self._place(disk).removeprefix('/sys')}/block/{below}"
         self._nodes[number] = node
         return own
 
