@@ -267,7 +267,8 @@ class ScsiDisks:
                 if wanted is not None:
                     found = Identity.read(self._kernel, _device_of(disk), disk.sysfs)
                 # Its name is no other's now, so if that is there, what was read was this one's.
-                is_there = self._kernel.exists(disk.sysfs)
+                # Its size, which is read last, is there only as long as that is.
+                is_there = found.size is not None or self._kernel.exists(disk.sysfs)
             finally:
                 if not is_there:
                     os.close(file)
