@@ -24,7 +24,7 @@ from hotlun.agent.errors import AbandonedError
 from hotlun.agent.event_filter import only_block_devices
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 _T = TypeVar("_T")
 
@@ -99,24 +99,6 @@ class Uevents:
         self._watches: dict[str, list[Watch]] = {}
         threading.Thread(target=self._listen, name="uevents", daemon=True).start()
 
-    @contextlib.contextmanager
-    def watch(self, device: str) -> Iterator[Watch]:
-        """What is set when something happens to a block device below `device`.
-
-        Args:
-            device: the name of a directory in its sysfs path, such as `2:0:0:1`.
-        """
-        changed = Watch()
-        with self._lock:
-            self._watches.setdefault(device, []).append(changed)
-        try:
-            yield changed
-        finally:
-            with self._lock:
-                self._watches[device].remove(changed)
-                if not self._watches[device]:
-                    del self._watches[device]
-
     def wait_until(
         self,
         look: Callable[[], _T | None],
@@ -130,7 +112,8 @@ class Uevents:
 
         Args:
             look: returns None while there is nothing yet; may raise.
-            device: as for `watch`.
+            device: the name of a directory in sysfs, such as `2:0:0:1`: what counts is what
+                happens to a block device below it.
             deadline: when to give up and return None.
             look_again: seconds after which to look without an event.
             is_awaited: there is mostly nothing yet, so that a look before the watch is set up,
@@ -139,7 +122,10 @@ class Uevents:
         seen = None if is_awaited else look()
         if seen is not None:
             return seen
-        with self.watch(device) as changed:
+        changed = Watch()
+        with self._lock:
+            self._watches.setdefault(device, []).append(changed)
+        try:
             while True:
                 changed.clear()
                 seen = look()
@@ -149,6 +135,11 @@ class Uevents:
                 if not remaining:
                     return None
                 changed.wait(min(remaining, look_again))
+        finally:
+            with self._lock:
+                self._watches[device].remove(changed)
+                if not self._watches[device]:
+                    del self._watches[device]
 
     def wake_all(self) -> None:
         """Have everybody look again."""
