@@ -12,7 +12,7 @@ import functools
 import os
 import stat
 import struct
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +37,7 @@ _AT_FDCWD = -100
 _RESOLVE_NO_SYMLINKS = 0x04
 _STRAIGHT = struct.pack("=QQQ", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS)
 """struct open_how (include/uapi/linux/openat2.h): the flags, a mode, how a path is resolved."""
+_STRAIGHT_SIZE = ctypes.c_size_t(len(_STRAIGHT))
 
 _SYNC_ALL = 7
 """SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE and _WAIT_AFTER (include/uapi/linux/fs.h)."""
@@ -67,28 +68,24 @@ _libc.mount.argtypes = (
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 # The number differs, the function is there since glibc 2.28 and musl 1.2.
-# Its arguments are all of the types that ctypes makes of these values by itself, in half the time.
+# What is given to this and to the system calls below is of the types that ctypes makes of it by
+# itself. To have it check them first takes an emulated guest as long as the smaller calls do.
 _statx = getattr(_libc, "statx", None)
 
 
-def _syscall(number: int, *arguments: Any) -> Callable[..., int]:
-    """A function of its own for one system call, so that its types are set once."""
+def _syscall(number: int) -> Callable[..., int]:
+    """A function of its own for one system call. Integers are given to it as C's `int`."""
     function = _libc["syscall"]  # unlike an attribute, a new object each time
-    function.argtypes = (ctypes.c_long, *arguments)
     function.restype = ctypes.c_long
-    return functools.partial(function, number)
+    return functools.partial(function, ctypes.c_long(number))
 
 
-_openat2 = _syscall(437, ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t)
-_open_tree = _syscall(428, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
-_move_mount = _syscall(
-    429, ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint
-)
-_fsopen = _syscall(430, ctypes.c_char_p, ctypes.c_uint)
-_fsconfig = _syscall(
-    431, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int
-)
-_fsmount = _syscall(432, ctypes.c_int, ctypes.c_uint, ctypes.c_uint)
+_openat2 = _syscall(437)
+_open_tree = _syscall(428)
+_move_mount = _syscall(429)
+_fsopen = _syscall(430)
+_fsconfig = _syscall(431)
+_fsmount = _syscall(432)
 
 
 def path_of(descriptor: int) -> str:
@@ -221,7 +218,7 @@ def open_straight(folder: str) -> int | None:
     None if something is one, or if it cannot be opened so for whatever reason: Linux has this
     since 5.6, and what is wrong with a folder, open(2) will say.
     """
-    opened = _openat2(_AT_FDCWD, os.fsencode(folder), _STRAIGHT, len(_STRAIGHT))
+    opened = _openat2(_AT_FDCWD, os.fsencode(folder), _STRAIGHT, _STRAIGHT_SIZE)
     return None if opened < 0 else opened
 
 

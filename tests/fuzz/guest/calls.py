@@ -117,8 +117,8 @@ class Calls:
         struct.pack_into("<IIQ", found, 136, *map(int, mount.number.split(":")), mount.id)
         return 0
 
-    def _openat2(self, _: int, path: bytes, how: bytes, size: int) -> int:
-        if how[16:size] != _NO_SYMLINKS:
+    def _openat2(self, _: int, path: bytes, how: bytes, size: ctypes.c_size_t) -> int:
+        if how[16 : size.value] != _NO_SYMLINKS:
             raise failure(errno.EINVAL)
         spot, text = None, os.fsdecode(path)
         for part in filter(None, text.split("/")):
