@@ -111,10 +111,8 @@ class Kernel:
             OSError: it is not there, or is no link.
         """
         link = os.readlink(path)
-        folder = path.rpartition("/")[0]
-        while link.startswith("../"):  # normpath would take most of the time
-            link, folder = link[3:], folder.rpartition("/")[0]
-        return os.path.join(folder, link)
+        up = link.count("../")  # which it begins with; normpath would take most of the time
+        return os.path.join(path.rsplit("/", up + 1)[0], link[3 * up :])
 
     def processes(self) -> list[str]:
         """The directories of all processes, our own first, less the kernel's threads.
