@@ -132,7 +132,7 @@ class Manager:
         self._worker = Worker(
             host,
             guest,
-            settle=self._tables.settle,
+            settle=self._settle if self._survives else self._tables.settle,
             relocate=self._tables.relocate,
             record=self._recorder.write if self._survives else None,
             rested=self._rested,
@@ -606,6 +606,12 @@ class Manager:
         return self._tables.statuses()
 
     # --- For the worker ---
+
+    def _settle(self, disk: DiskState) -> None:
+        """Answer the wants on a disk; who gave it back is off the journal before that is told."""
+        self._tables.settle(disk)
+        if disk.current is not None and disk.changed:  # the step under way may take long
+            self._recorder.write_late(disk)
 
     def _rested(self, disk: DiskState) -> None:
         """The worker has no step to take for the disk."""

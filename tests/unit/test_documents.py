@@ -53,6 +53,24 @@ class TestWhatIsWritten:
             assert journal.taken() == [{name: None}]
             await vm.manager.release_all()
 
+    async def test_by_a_release_while_a_step_is_under_way(self) -> None:
+        """Before it is told: a process that is killed then must not have the Mount again."""
+        journal = Noting()
+        async with VM(journal=journal) as vm:
+            await vm.add(A, EXT4)
+            mount = await vm.add(A, EXT4)
+            gate = vm.guest.stall("mount")
+            adding = vm.start(A, XFS)
+            await gate.reached.wait()
+            journal.taken()
+            await mount.release()
+            assert journal.taken() == [{holder_name(mount.id): None}]
+            gate.open()
+            other = await adding
+            (held,) = journal.taken()
+            assert list(held) == [disk_name(("path", A, "")), holder_name(other.id)]
+            await vm.manager.release_all()
+
     async def test_by_an_add_and_a_release(self) -> None:
         """A write before each step; what was done comes with what comes next.
 
@@ -75,23 +93,6 @@ class TestWhatIsWritten:
                 [disk],  # about to be detached
             ]
             assert gone == {disk: None, holder: None}
-
-    async def test_by_a_release_before_an_add_returns(self) -> None:
-        """It was answered, and is written as soon as no step is taken."""
-        journal = Noting()
-        async with VM(journal=journal) as vm:
-            bare = await vm.add(A, None)
-            gate = vm.guest.stall("mount")
-            adding = vm.start(A, EXT4)
-            await gate.reached.wait()
-            await bare.release()
-            journal.taken()
-            gate.open()
-            mount = await adding
-            gone, held = journal.taken()
-            assert list(gone) == [disk_name(("path", A, "")), holder_name(bare.id)]
-            assert list(held) == [holder_name(mount.id)]
-            await mount.release()
 
     async def test_by_what_is_lost(self) -> None:
         """Each who held it says so, in the next process as well."""
