@@ -31,6 +31,7 @@ from reporting import Report, arguments, in_turn, medians, run
 
 from hotlun.bridge import messages
 from hotlun.bridge.client import BridgeConnection
+from hotlun.bridge.documents import encode_request, encode_response
 from hotlun.bridge.frames import HEADER
 from hotlun.bridge.messages import MessageType
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import AsyncIterator, Awaitable, Iterator
 
-    from hotlun.bridge.messages import Document
+    from hotlun.bridge.documents import Document
 
 RUNS = 15
 ONE_BY_ONE, AT_ONCE = 200, 1000
@@ -57,7 +58,7 @@ class Asked:
 
     @property
     def size(self) -> int:
-        return HEADER.size + len(messages.encode_request(self.document))
+        return HEADER.size + len(encode_request(self.document))
 
     @property
     def answer_size(self) -> int:
@@ -66,7 +67,7 @@ class Asked:
             answer = messages.response(activity_id=activity)
         else:
             answer = messages.properties_response(self.properties, activity_id=activity)
-        return HEADER.size + len(messages.encode_response(answer))
+        return HEADER.size + len(encode_response(answer))
 
 
 UNPLUG = {

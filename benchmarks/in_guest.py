@@ -32,6 +32,7 @@ sys.path[:0] = [AGENT, os.path.dirname(__file__)]
 from recorded import Recorder, copied, replay  # noqa: E402
 
 from hotlun.bridge import messages  # noqa: E402
+from hotlun.bridge.documents import decode, encode_request  # noqa: E402
 from hotlun.bridge.frames import HEADER, Frame, encode  # noqa: E402
 from hotlun.bridge.messages import MessageType  # noqa: E402
 
@@ -143,13 +144,13 @@ class Agent:
         self.process.wait()
 
     def _request(self, kind: int, document: Any) -> float:
-        data = encode(Frame(kind, next(self._ids), messages.encode_request(document)))
+        data = encode(Frame(kind, next(self._ids), encode_request(document)))
         begin = time.perf_counter()
         self._socket.sendall(data)
         answer = self._receive(HEADER.size)
         answer += self._receive(HEADER.unpack(answer)[1] - HEADER.size)
         seconds = time.perf_counter() - begin
-        said = messages.decode(answer[HEADER.size :])
+        said = decode(answer[HEADER.size :])
         if said.document["Result"]:
             raise RuntimeError(said.string("ErrorMessage"))
         return seconds

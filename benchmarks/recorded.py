@@ -24,7 +24,7 @@ from hotlun.agent.scsi import ScsiDisks
 from hotlun.agent.settings import DiskSettings, Slot
 from hotlun.agent.threads import Threads
 from hotlun.agent.uevents import Uevents
-from hotlun.bridge.messages import Fields
+from hotlun.bridge.documents import Fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable

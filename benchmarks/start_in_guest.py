@@ -19,6 +19,7 @@ AGENT, RUNS = sys.argv[1], int(sys.argv[2])
 sys.path.insert(0, AGENT)
 
 from hotlun.bridge import messages  # noqa: E402
+from hotlun.bridge.documents import encode_request  # noqa: E402
 from hotlun.bridge.frames import HEADER, Frame, encode  # noqa: E402
 
 SOCKET = "/run/hotlun/start.sock"
@@ -26,7 +27,7 @@ GREETING = encode(
     Frame(
         messages.MessageType.NEGOTIATE_PROTOCOL,
         1,
-        messages.encode_request(messages.negotiate_request()),
+        encode_request(messages.negotiate_request()),
     )
 )
 

@@ -30,6 +30,7 @@ _HOST_ONLY = frozenset(
         "keeper.py",
         "listening.py",
         "openings.py",
+        "responses.py",
         "threaded.py",
         "wire.py",
     }

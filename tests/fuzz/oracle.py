@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fuzz.grammar import SECRET, SECRET_TEXT
 from hotlun.bridge import messages
-from hotlun.bridge.messages import Fields, MessageError, MessageType, Response
+from hotlun.bridge.documents import Fields, MessageError, decode, embedded
+from hotlun.bridge.messages import MessageType
+from hotlun.bridge.responses import Response
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -145,7 +147,7 @@ def _check_activity(request: Cut, document: dict[str, Any]) -> None:
     if request.payload.lower().count(b"activityid") == 1 and simple in request.payload:
         return  # as it mostly is, and reading a document takes long
     try:
-        activity = messages.activity_of(messages.decode(request.payload))
+        activity = messages.activity_of(decode(request.payload))
     except MessageError:
         return
     assert answered == activity, "another ActivityId"
@@ -157,8 +159,8 @@ def _check_properties(request: Cut, document: dict[str, Any]) -> None:
     assert is_told == ("Properties" in document), "properties, or none, where they do not belong"
     if not is_told:
         return
-    properties = messages.embedded(Fields(document), "Properties")
-    query = messages.embedded(messages.decode(request.payload), "Query")
+    properties = embedded(Fields(document), "Properties")
+    query = embedded(decode(request.payload), "Query")
     if messages.EXTENSION not in query:
         assert properties.document == {}, "properties that were not asked for"
         return

@@ -17,7 +17,7 @@ from fuzz.guest.errors import StrayError
 from fuzz.guest.machine import Guest
 from fuzz.loading import Agent
 from hotlun.agent.links import SocketLink
-from hotlun.bridge.messages import HResult
+from hotlun.bridge.codes import HResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -27,8 +27,10 @@ from hotlun.agent.errors import RequestError
 from hotlun.agent.settings import DiskSettings, Slot, read_timeout
 from hotlun.backends.qemu import QEMUHostBackend
 from hotlun.bridge import messages
+from hotlun.bridge.documents import MessageError, decode, encode_request
 from hotlun.bridge.frames import Frame, FrameDecoder, encode
-from hotlun.bridge.messages import MessageError, MessageType, ModifyRequest, Response
+from hotlun.bridge.messages import MessageType, ModifyRequest
+from hotlun.bridge.responses import Response
 from hotlun.model import Attachment, Disk, DiskKind, ImageFormat
 from hotlun.model import Slot as HostSlot
 from hotlun.vm import Machine
@@ -111,7 +113,7 @@ class Wish(NamedTuple):
             "ResourceType": messages.MAPPED_VIRTUAL_DISK,
             "Settings": settings,
         }
-        return messages.encode_request(messages.modify_request(request))
+        return encode_request(messages.modify_request(request))
 
 
 async def run(seed: int, start: int, count: int, *, talk: bool = False) -> Outcome:
@@ -270,7 +272,7 @@ class _Session:
                 greeting = Frame(
                     MessageType.NEGOTIATE_PROTOCOL,
                     next(self._ids),
-                    messages.encode_request(messages.negotiate_request()),
+                    encode_request(messages.negotiate_request()),
                 )
                 # Answers to the host before may come first.
                 answer = messages.response_type(greeting.type), greeting.id
@@ -349,7 +351,7 @@ def wishes_of(debt: Debt) -> list[tuple[Wish, bool]]:
         if frame.kind != MessageType.MODIFY_SETTINGS:
             continue
         with contextlib.suppress(MessageError, RequestError):
-            request = ModifyRequest.read(messages.decode(frame.payload))
+            request = ModifyRequest.read(decode(frame.payload))
             if request.resource_type == messages.SCSI_DEVICE:
                 found.append((Wish(Slot.read(request.settings), 0, "", False), True))
             elif request.resource_type == messages.MAPPED_VIRTUAL_DISK:
@@ -367,7 +369,7 @@ def is_harmless(given: Input) -> bool:
         if frame.kind != MessageType.MODIFY_SETTINGS:
             continue
         with contextlib.suppress(MessageError, RequestError):
-            request = ModifyRequest.read(messages.decode(frame.payload))
+            request = ModifyRequest.read(decode(frame.payload))
             timeout = read_timeout(request.settings)
             if timeout is None or timeout > _LONGEST_WAIT:
                 return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from hotlun.bridge.messages import signed
+from hotlun.bridge.codes import signed
 from hotlun.hcs.results import failure
 
 if TYPE_CHECKING:

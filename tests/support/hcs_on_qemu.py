@@ -42,7 +42,8 @@ from support.late import Late
 from hotlun import Attachment, Disk, DiskKind, ImageFormat, Slot
 from hotlun.backends.qemu import QEMUHostBackend
 from hotlun.bridge.client import BridgeConnection
-from hotlun.bridge.messages import PROTOCOL_VERSION, is_failure
+from hotlun.bridge.codes import is_failure
+from hotlun.bridge.messages import PROTOCOL_VERSION
 from hotlun.errors import BackendError, OutcomeUnknownError, SlotTakenError, VMGoneError
 from hotlun.hcs.system import StillRunningError
 from hotlun.model import Presence

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from support.machine import MountInfo
 
-    from hotlun.bridge.messages import Response
+    from hotlun.bridge.responses import Response
     from hotlun.vm import Machine
 
 TIMEOUT = 60.0

@@ -33,7 +33,8 @@ from hotlun.agent import keyring, links, programs, server, syscalls  # noqa: E40
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hotlun.bridge.messages import Fields, ModifyRequest
+    from hotlun.bridge.documents import Fields
+    from hotlun.bridge.messages import ModifyRequest
 
 _NO_FRAME = bytes(16)
 """Has no size, so the host gives up its connection."""

@@ -15,11 +15,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 from hotlun.bridge import messages
 from hotlun.bridge.client import BridgeConnection
+from hotlun.bridge.codes import HResult
+from hotlun.bridge.documents import decode, encode_response
 from hotlun.bridge.frames import Frame, FrameDecoder, encode
-from hotlun.bridge.messages import HResult, MessageType, Response
+from hotlun.bridge.messages import MessageType
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from hotlun.bridge.responses import Response
 
 MODIFY_RESPONSE = messages.response_type(MessageType.MODIFY_SETTINGS)
 
@@ -60,11 +64,11 @@ class Call:
 
     @property
     def document(self) -> dict[str, Any]:
-        return dict(messages.decode(self.frame.payload).document)
+        return dict(decode(self.frame.payload).document)
 
     def answer(self, code: int = 0, message: str = "", **more: Any) -> Frame:
         """The frame that answers it."""
-        payload = messages.encode_response(messages.response(code, message, **more))
+        payload = encode_response(messages.response(code, message, **more))
         return self.frame._replace(type=messages.response_type(self.frame.type), payload=payload)
 
     async def reply(self, code: int = 0, message: str = "", **more: Any) -> None:
@@ -183,7 +187,7 @@ class Peer:
             if link.has_greeted and not self.greets_again:
                 return
             link.knows_host = link.has_greeted = True
-            payload = messages.encode_response(self.greeting)
+            payload = encode_response(self.greeting)
             greeting = call.frame._replace(type=messages.response_type(kind), payload=payload)
             await link.send(self._before_greeting, greeting)
             return

@@ -9,7 +9,7 @@ from support.guest import FakeGuest
 
 from hotlun.agent.controllers import VMBUS_GUIDS, Controllers, NoControllerError
 from hotlun.agent.errors import RequestError
-from hotlun.bridge.messages import HResult
+from hotlun.bridge.codes import HResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,7 +18,7 @@ from support.mounted import mounted_at, mounts, options_at, unmount_all
 from hotlun.agent import options, superblocks, syscalls
 from hotlun.agent.errors import RequestError
 from hotlun.agent.settings import DiskSettings
-from hotlun.bridge.messages import Fields
+from hotlun.bridge.documents import Fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,7 @@ from hotlun.agent import encryption, keyring, luks, unwritten
 from hotlun.agent.errors import RequestError
 from hotlun.agent.scsi import BlockDevice
 from hotlun.agent.settings import Key, Slot
-from hotlun.bridge.messages import HResult
+from hotlun.bridge.codes import HResult
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,8 +17,11 @@ from support.guest import DEADLINE
 
 from hotlun.agent_file import agent_bytes, build_agent
 from hotlun.bridge import messages
+from hotlun.bridge.codes import HResult
+from hotlun.bridge.documents import Document, encode_request
 from hotlun.bridge.frames import Frame, FrameDecoder, encode
-from hotlun.bridge.messages import HResult, MessageType
+from hotlun.bridge.messages import MessageType
+from hotlun.bridge.responses import Response
 
 OLDEST = (3, 9)
 
@@ -59,7 +62,8 @@ def test_it_holds_what_the_guest_needs_and_no_more(tmp_path: Path) -> None:
         assert file.read("hotlun/__init__.py") == b""
     assert {"__main__.py", "hotlun/agent/__main__.py", "hotlun/bridge/frames.py"} <= names
     assert {name for name in names if fnmatch.fnmatch(name, "hotlun/bridge/*.py")} == {
-        f"hotlun/bridge/{name}.py" for name in ("__init__", "frames", "messages", "transport")
+        f"hotlun/bridge/{name}.py"
+        for name in ("__init__", "codes", "documents", "frames", "messages", "transport")
     }
     assert {name.split("/")[1] for name in names if name.count("/") > 1} == {"agent", "bridge"}
     assert {name.rstrip("c") for name in names if name.endswith(".pyc")} == {
@@ -104,9 +108,9 @@ def test_it_serves_by_itself(interpreter: str, tmp_path: Path) -> None:
     assert errors == b""
 
 
-def ask(host: socket.socket, kind: MessageType, document: messages.Document) -> int:
+def ask(host: socket.socket, kind: MessageType, document: Document) -> int:
     """The code of the answer to one request."""
-    host.sendall(encode(Frame(kind, 9, messages.encode_request(document))))
+    host.sendall(encode(Frame(kind, 9, encode_request(document))))
     decoder = FrameDecoder()
     frames: list[Frame] = []
     while not frames:
@@ -114,7 +118,7 @@ def ask(host: socket.socket, kind: MessageType, document: messages.Document) -> 
         assert data
         frames = decoder.feed(data)
     assert frames[0].id == 9
-    return messages.Response.read(frames[0].payload).code
+    return Response.read(frames[0].payload).code
 
 
 def connect(path: str) -> socket.socket:

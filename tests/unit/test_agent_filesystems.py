@@ -19,7 +19,7 @@ from hotlun.agent.errors import RequestError
 from hotlun.agent.kernel import Kernel
 from hotlun.agent.scsi import BlockDevice
 from hotlun.agent.settings import Slot
-from hotlun.bridge.messages import HResult
+from hotlun.bridge.codes import HResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,6 +14,7 @@ from support.guest import DEADLINE
 from hotlun.agent import links
 from hotlun.agent.kernel import Kernel
 from hotlun.bridge import messages
+from hotlun.bridge.documents import encode_request
 from hotlun.bridge.frames import Frame, encode
 from hotlun.bridge.messages import MessageType
 
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 GREETING = encode(
-    Frame(MessageType.NEGOTIATE_PROTOCOL, 5, messages.encode_request(messages.negotiate_request()))
+    Frame(MessageType.NEGOTIATE_PROTOCOL, 5, encode_request(messages.negotiate_request()))
 )
-REQUEST = encode(Frame(MessageType.START, 6, messages.encode_request(messages.start_request())))
+REQUEST = encode(Frame(MessageType.START, 6, encode_request(messages.start_request())))
 
 
 class FakePort:

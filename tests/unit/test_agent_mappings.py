@@ -17,7 +17,8 @@ from hotlun.agent.mappings import Layers, Mappings
 from hotlun.agent.scsi import BlockDevice
 from hotlun.agent.settings import DiskSettings, Slot
 from hotlun.agent.uevents import Deadline
-from hotlun.bridge.messages import Fields, HResult
+from hotlun.bridge.codes import HResult
+from hotlun.bridge.documents import Fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

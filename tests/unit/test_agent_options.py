@@ -8,7 +8,7 @@ from hypothesis.strategies import sampled_from
 
 from hotlun.agent import options
 from hotlun.agent.errors import RequestError
-from hotlun.bridge.messages import HResult
+from hotlun.bridge.codes import HResult
 
 
 def test_flag_words_become_bits_and_the_rest_data_in_order() -> None:

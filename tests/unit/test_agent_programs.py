@@ -14,7 +14,7 @@ from support.guest import DEADLINE, image_of
 from hotlun.agent import programs
 from hotlun.agent.errors import RequestError
 from hotlun.agent.programs import ProgramError
-from hotlun.bridge.messages import HResult
+from hotlun.bridge.codes import HResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

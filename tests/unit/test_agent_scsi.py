@@ -19,7 +19,7 @@ from hotlun.agent.errors import AbandonedError, RequestError
 from hotlun.agent.settings import Slot
 from hotlun.agent.uevents import Deadline, Uevents
 from hotlun.agent.vpd import Identity
-from hotlun.bridge.messages import HResult
+from hotlun.bridge.codes import HResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

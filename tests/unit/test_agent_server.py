@@ -19,8 +19,10 @@ from hotlun.agent.links import SocketLink
 from hotlun.agent.queries import Found
 from hotlun.agent.server import FEATURES, Server
 from hotlun.bridge import messages
+from hotlun.bridge.codes import HResult
+from hotlun.bridge.documents import encode_request
 from hotlun.bridge.frames import DEFAULT_LIMIT, HEADER, Frame, FrameDecoder, encode
-from hotlun.bridge.messages import NULL_ID, HResult, MessageType
+from hotlun.bridge.messages import NULL_ID, MessageType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -565,10 +567,10 @@ def test_frames_may_come_byte_by_byte(host: Host) -> None:
             Frame(
                 MessageType.NEGOTIATE_PROTOCOL,
                 1,
-                messages.encode_request(messages.negotiate_request()),
+                encode_request(messages.negotiate_request()),
             )
         ),
-        encode(Frame(MessageType.START, 2, messages.encode_request(messages.start_request()))),
+        encode(Frame(MessageType.START, 2, encode_request(messages.start_request()))),
     ]
     for byte in frames[0]:
         host.socket.sendall(bytes((byte,)))
@@ -582,9 +584,7 @@ def test_a_size_that_cannot_be_ends_the_link(server: Server, size: int) -> None:
     """What came before it is answered; the next host is served."""
     host = Host(server)
     good = encode(
-        Frame(
-            MessageType.NEGOTIATE_PROTOCOL, 1, messages.encode_request(messages.negotiate_request())
-        )
+        Frame(MessageType.NEGOTIATE_PROTOCOL, 1, encode_request(messages.negotiate_request()))
     )
     host.socket.sendall(good + HEADER.pack(MessageType.START, size, 2))
     assert host.receive()[1]["Result"] == 0
@@ -598,9 +598,7 @@ def test_a_size_that_cannot_be_ends_the_link(server: Server, size: int) -> None:
 def test_half_a_frame_is_forgotten_with_its_link(server: Server, half: int) -> None:
     """It is no beginning of what the next host says."""
     data = encode(
-        Frame(
-            MessageType.NEGOTIATE_PROTOCOL, 1, messages.encode_request(messages.negotiate_request())
-        )
+        Frame(MessageType.NEGOTIATE_PROTOCOL, 1, encode_request(messages.negotiate_request()))
     )
     host = Host(server)
     host.socket.sendall(data[:half])

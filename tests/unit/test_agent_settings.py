@@ -10,7 +10,8 @@ import pytest
 from hotlun.agent.errors import RequestError
 from hotlun.agent.settings import DiskSettings, Key, Slot, Verity, read_timeout
 from hotlun.agent.vpd import Identity
-from hotlun.bridge.messages import Fields, HResult, MessageError
+from hotlun.bridge.codes import HResult
+from hotlun.bridge.documents import Fields, MessageError
 
 SECRET = b"a key that nobody sees"
 KEY = base64.b64encode(SECRET).decode()

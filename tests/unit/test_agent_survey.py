@@ -12,15 +12,8 @@ from support.mounted import unmount_all
 from hotlun.agent import syscalls
 from hotlun.agent.errors import RequestError
 from hotlun.agent.queries import DiskQuery, Found, answered
-from hotlun.bridge.messages import (
-    MAX_SURVEYED_DISKS,
-    MAX_SURVEYED_MOUNTS,
-    OTHER,
-    OWN,
-    UNKNOWN,
-    Fields,
-    MessageError,
-)
+from hotlun.bridge.documents import Fields, MessageError
+from hotlun.bridge.messages import MAX_SURVEYED_DISKS, MAX_SURVEYED_MOUNTS, OTHER, OWN, UNKNOWN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,7 +6,7 @@ import pytest
 
 from hotlun import Attachment, Disk, DiskKind, Slot
 from hotlun.backends.answers import judge
-from hotlun.bridge.messages import HResult
+from hotlun.bridge.codes import HResult
 from hotlun.errors import BackendError, HotlunError, OutcomeUnknownError, WrongKeyError
 
 DISK = Disk("/d.img", DiskKind.VIRTUAL_DISK)

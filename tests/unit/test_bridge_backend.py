@@ -17,7 +17,8 @@ from hotlun.backends import base, requests
 from hotlun.backends.bridge import BridgeGuestBackend
 from hotlun.bridge import messages
 from hotlun.bridge.client import BridgeConnection
-from hotlun.bridge.messages import HResult
+from hotlun.bridge.codes import HResult
+from hotlun.bridge.documents import encode_request
 from hotlun.errors import (
     BackendError,
     OutcomeUnknownError,
@@ -127,9 +128,7 @@ async def test_mount_unmount_unplug_on_linux(tmp_path: Path) -> None:
             received = await peer.call()
             assert request is not None
             assert received.frame.type == messages.MessageType.MODIFY_SETTINGS
-            assert received.frame.payload == messages.encode_request(
-                messages.modify_request(request)
-            )
+            assert received.frame.payload == encode_request(messages.modify_request(request))
             await received.reply()
             await task
 

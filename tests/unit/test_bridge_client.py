@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 from support.peer import MODIFY_RESPONSE, Call, Peer, asking, connect, header, works
 
+from hotlun.bridge.codes import HResult
 from hotlun.bridge.frames import Frame, encode
-from hotlun.bridge.messages import HResult, MessageType
+from hotlun.bridge.messages import MessageType
 from hotlun.errors import BackendError, OutcomeUnknownError
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ from support.peer import DEADLINE, Call, Peer, works
 
 from hotlun.bridge import messages, openings
 from hotlun.bridge.client import BridgeConnection
+from hotlun.bridge.codes import HResult
 from hotlun.bridge.frames import DEFAULT_LIMIT, Frame
 from hotlun.bridge.keeper import Change
-from hotlun.bridge.messages import HResult, MessageType
+from hotlun.bridge.messages import MessageType
 from hotlun.errors import BackendError
 
 if TYPE_CHECKING:

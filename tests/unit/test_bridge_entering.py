@@ -12,8 +12,10 @@ from support.peer import DEADLINE, MODIFY_RESPONSE, Call, Peer, asking, connect,
 
 from hotlun.bridge import messages
 from hotlun.bridge.client import BridgeConnection
+from hotlun.bridge.codes import HResult
+from hotlun.bridge.documents import encode_request
 from hotlun.bridge.frames import Frame, encode
-from hotlun.bridge.messages import HResult, MessageType
+from hotlun.bridge.messages import MessageType
 from hotlun.errors import BackendError, OutcomeUnknownError
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ async def test_entering_negotiates_and_no_more(path: Path) -> None:
     """A Linux guest gets Negotiate 4 to 4 as its first message, and no Create or Start."""
     async with Peer(path, features=("options",)) as peer, connect(peer) as connection:
         (greeting,) = peer.greetings
-        assert greeting.payload == messages.encode_request(messages.negotiate_request())
+        assert greeting.payload == encode_request(messages.negotiate_request())
         assert peer.calls == []
         assert connection.os_type == "linux"
         assert connection.features == frozenset({"options"})
@@ -64,7 +66,7 @@ async def test_create_and_start_only_when_asked_for(
         assert [call.frame.type for call in peer.calls] == kinds
         documents = [messages.create_request(), messages.start_request()]
         for call, document in zip(peer.calls, documents, strict=False):
-            assert call.frame.payload == messages.encode_request(document)
+            assert call.frame.payload == encode_request(document)
         assert connection.os_type == "windows"
 
 

@@ -18,10 +18,11 @@ from support.peer import DEADLINE, Dialler, asking, works
 from hotlun import BackendError, OutcomeUnknownError, UnsupportedError
 from hotlun.bridge import messages, openings, transport
 from hotlun.bridge.client import BridgeConnection
+from hotlun.bridge.codes import HResult
 from hotlun.bridge.frames import DEFAULT_LIMIT
 from hotlun.bridge.keeper import Change
 from hotlun.bridge.listening import Listening
-from hotlun.bridge.messages import HResult, MessageType
+from hotlun.bridge.messages import MessageType
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -18,9 +18,11 @@ from support.peer import DEADLINE, MODIFY_RESPONSE, Call, Peer, asking, connect,
 
 from hotlun.bridge import messages, openings
 from hotlun.bridge.client import BridgeConnection
+from hotlun.bridge.codes import HResult
+from hotlun.bridge.documents import encode_response
 from hotlun.bridge.frames import DEFAULT_LIMIT, Frame, encode
 from hotlun.bridge.keeper import Change
-from hotlun.bridge.messages import HResult, MessageType
+from hotlun.bridge.messages import MessageType
 from hotlun.errors import BackendError, OutcomeUnknownError, VMGoneError
 
 if TYPE_CHECKING:
@@ -370,9 +372,7 @@ async def test_an_agent_that_can_do_hardly_anything(path: Path) -> None:
                     second.link,
                     peer.probes[-1]._replace(
                         type=messages.response_type(MessageType.GET_PROPERTIES),
-                        payload=messages.encode_response(
-                            messages.response(HResult.NOT_IMPLEMENTED)
-                        ),
+                        payload=encode_response(messages.response(HResult.NOT_IMPLEMENTED)),
                     ),
                 )
                 await probe[0].send(probe[1])

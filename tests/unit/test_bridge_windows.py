@@ -22,7 +22,8 @@ from hotlun import (
 from hotlun.backends.bridge import BridgeGuestBackend
 from hotlun.backends.memory import MemoryGuestBackend, MemoryHostBackend
 from hotlun.bridge import messages
-from hotlun.bridge.messages import HResult, MessageType
+from hotlun.bridge.codes import HResult
+from hotlun.bridge.messages import MessageType
 from hotlun.journal import MemoryJournal
 
 if TYPE_CHECKING:

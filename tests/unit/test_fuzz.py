@@ -19,6 +19,7 @@ from fuzz.inputs import Input, make
 from fuzz.loading import Agent
 
 from hotlun.bridge import messages
+from hotlun.bridge.documents import encode_request, encode_response
 from hotlun.bridge.frames import Frame, encode
 from hotlun.bridge.messages import MessageType
 
@@ -64,7 +65,7 @@ def test_an_input_can_be_made_again() -> None:
 
 def answer(kind: int = MessageType.START, number: int = 7, **more: Any) -> bytes:
     document = {"Result": 0, "ActivityId": "a", **more}
-    payload = messages.encode_response(document)
+    payload = encode_response(document)
     return encode(Frame(messages.response_type(kind), number, payload))
 
 
@@ -114,7 +115,7 @@ def test_a_survey_that_is_not_as_it_should_be_is_noticed(told: Any, words: str) 
     mounts = [{"MountPath": "/a"}, {"MountPath": "/b"}]
     document = messages.properties_request({"Hotlun": {"Disks": [{"Mounts": mounts}]}})
     kind = MessageType.GET_PROPERTIES
-    frame = Frame(kind, 7, messages.encode_request({**document, "ActivityId": "a"}))
+    frame = Frame(kind, 7, encode_request({**document, "ActivityId": "a"}))
     debt = oracle.owed(encode(frame), drops=False)
     properties = json.dumps({"Hotlun": {"Disks": [told]}})
     wrong, _ = oracle.check(debt, answer(kind, Properties=properties))
@@ -148,7 +149,7 @@ def test_a_key_that_is_told_is_noticed() -> None:
 def asking(**settings: Any) -> Input:
     """An input that asks for a mount like this."""
     request = {"RequestType": "Add", "ResourceType": "MappedVirtualDisk", "Settings": settings}
-    payload = messages.encode_request(messages.modify_request(request))
+    payload = encode_request(messages.modify_request(request))
     data = encode(Frame(MessageType.MODIFY_SETTINGS, 2, payload))
     return Input(number=1, writes=(data,), drops=False, by_socket=False, faults={}, luck=0)
 

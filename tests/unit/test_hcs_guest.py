@@ -15,7 +15,7 @@ from hotlun import Attachment, Disk, DiskKind, MountConfig, Secret, Slot
 from hotlun.backends import base
 from hotlun.backends.hcs import HCSGuestBackend
 from hotlun.bridge import messages
-from hotlun.bridge.messages import HResult
+from hotlun.bridge.codes import HResult
 from hotlun.errors import (
     BackendError,
     HotlunError,

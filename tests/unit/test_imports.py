@@ -44,8 +44,19 @@ BELOW_BACKENDS = {
 }
 HOSTS_END = {
     f"bridge.{name}"
-    for name in ("accepting", "client", "keeper", "listening", "openings", "threaded", "wire")
+    for name in (
+        "accepting",
+        "client",
+        "keeper",
+        "listening",
+        "openings",
+        "responses",
+        "threaded",
+        "wire",
+    )
 }
+PROTOCOL = {f"bridge.{name}" for name in ("codes", "documents", "frames", "messages", "responses")}
+"""What is said, and not by which socket."""
 CORE = set().union(*LAYERS)
 
 
@@ -112,13 +123,13 @@ def test_the_agent_knows_the_standard_library_and_the_bridge(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(n for n in MODULES if n.split(".")[0] == "bridge"))
 def test_the_bridge_knows_neither_end(name: str) -> None:
-    """Frames and messages know no socket; only the host's end may use our errors."""
+    """The protocol knows no socket; only the host's end may use our errors."""
     for one in imported(MODULES[name]):
         if one.startswith("."):
             assert one.split(".")[1] == "bridge" or (name in HOSTS_END and one == ".errors")
         else:
             assert one.split(".")[0] in sys.stdlib_module_names, f"{name} imports {one}"
-        if name in ("bridge.frames", "bridge.messages"):
+        if name in PROTOCOL:
             assert one not in ("socket", "asyncio", "selectors", "threading")
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from hotlun.backends import requests
 from hotlun.bridge import messages
+from hotlun.bridge.documents import encode_request
 from hotlun.bridge.frames import Frame, encode
 from hotlun.bridge.messages import MessageType
 from hotlun.errors import UnsupportedError
@@ -58,7 +59,7 @@ def mounted(
 
 def sent(request: requests.Request | None) -> bytes:
     assert request is not None
-    return messages.encode_request(messages.modify_request(request))
+    return encode_request(messages.modify_request(request))
 
 
 def test_add_is_261_bytes() -> None:

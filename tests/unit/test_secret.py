@@ -27,6 +27,7 @@ from hotlun import (
 from hotlun.backends import requests
 from hotlun.backends.memory import MemoryGuestBackend, MemoryHostBackend
 from hotlun.bridge import messages
+from hotlun.bridge.documents import MessageError, encode_request
 from hotlun.model import Attachment, Disk, DiskKind, GuestMount, Slot
 
 DISK = Disk("/d.img", DiskKind.VIRTUAL_DISK)
@@ -121,8 +122,8 @@ def test_no_error_of_a_document_shows_a_secret(text: str) -> None:
     mount = GuestMount(Attachment(Slot(0, 0), DISK, "h1"), "/m", config)
     features = [messages.FEATURE_KEYS, messages.FEATURE_OPTIONS]
     request = requests.mount_request(mount, "linux", features)
-    with pytest.raises(messages.MessageError, match="no document") as caught:
-        messages.encode_request(messages.modify_request(request))
+    with pytest.raises(MessageError, match="no document") as caught:
+        encode_request(messages.modify_request(request))
     assert hidden(text, shown(caught.value))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from hotlun.backends import surveys
 from hotlun.bridge import messages
-from hotlun.bridge.messages import Fields, MessageError
+from hotlun.bridge.documents import Fields, MessageError, encode_request
 from hotlun.model import (
     Attachment,
     Disk,
@@ -71,7 +71,7 @@ def test_no_key_is_in_a_question() -> None:
     key = "Correct-Horse"
     mount = GuestMount(ONE, "/mnt/one", MountConfig(encrypted=True, key=Secret(key)))
     [survey] = surveys.over([], [mount])
-    said = messages.encode_request(survey.document)
+    said = encode_request(survey.document)
     assert key.encode() not in said
     assert base64.b64encode(key.encode()) not in said
     assert query_of(survey)[0]["Mounts"] == [{"MountPath": "/mnt/one", "Encrypted": True}]
@@ -111,7 +111,7 @@ def test_long_paths_take_several_requests(part: str) -> None:
     mounts = [GuestMount(ONE, f"/{n}/" + part * 4000, MountConfig()) for n in range(300)]
     several = list(surveys.over([], mounts))
     assert len(several) > 2
-    assert all(len(messages.encode_request(survey.document)) < 512 << 10 for survey in several)
+    assert all(len(encode_request(survey.document)) < 512 << 10 for survey in several)
     assert sum(len(disk["Mounts"]) for one in several for disk in query_of(one)) == len(mounts)
 
 

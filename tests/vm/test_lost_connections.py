@@ -33,8 +33,9 @@ from hotlun import (
 from hotlun.backends.bridge import BridgeGuestBackend
 from hotlun.backends.qemu import QEMUHostBackend
 from hotlun.bridge.client import REQUEST_TIMEOUT, BridgeConnection
+from hotlun.bridge.documents import encode_request
 from hotlun.bridge.frames import Frame, encode
-from hotlun.bridge.messages import MessageType, encode_request, negotiate_request
+from hotlun.bridge.messages import MessageType, negotiate_request
 from hotlun.errors import VMGoneError
 from hotlun.events import ConnectionLost, ConnectionRestored, DisagreementSettled, Event, VMGone
 from hotlun.reconciliation import Finding, Resolution

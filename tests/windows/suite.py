@@ -6,6 +6,9 @@ Whole files; a test in them that cannot run there is skipped by name, and says w
 FILES = (
     # values, documents and codes
     "tests/unit/test_answers.py",
+    "tests/unit/test_bridge_codes.py",
+    "tests/unit/test_bridge_documents.py",
+    "tests/unit/test_bridge_responses.py",
     "tests/unit/test_events.py",
     "tests/unit/test_frames.py",
     "tests/unit/test_guest_paths.py",

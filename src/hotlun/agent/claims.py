@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from hotlun.agent import holders
 from hotlun.agent.errors import RequestError
 from hotlun.agent.kernel import check_absent
-from hotlun.bridge.messages import HResult
+from hotlun.bridge.codes import HResult
 
 if TYPE_CHECKING:
     from types import TracebackType

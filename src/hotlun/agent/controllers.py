@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hotlun.agent.errors import RequestError
 from hotlun.agent.kernel import check_absent
-from hotlun.bridge.messages import HResult
+from hotlun.bridge.codes import HResult
 
 if TYPE_CHECKING:
     from hotlun.agent.kernel import Kernel

@@ -16,7 +16,7 @@ from hotlun.agent.errors import RequestError
 from hotlun.agent.mappings import Layers
 from hotlun.agent.survey import Survey
 from hotlun.agent.uevents import Deadline
-from hotlun.bridge.messages import HResult
+from hotlun.bridge.codes import HResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable

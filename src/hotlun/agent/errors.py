@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from hotlun.bridge.messages import HResult
+from hotlun.bridge.codes import HResult
 
 
 class RequestError(Exception):

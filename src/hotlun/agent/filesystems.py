@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from hotlun.agent import holders, programs, superblocks, syscalls
 from hotlun.agent.errors import RequestError, words
-from hotlun.bridge.messages import HResult
+from hotlun.bridge.codes import HResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from hotlun.agent import filesystems, programs
 from hotlun.agent.errors import RequestError, words
-from hotlun.bridge.messages import HResult
+from hotlun.bridge.codes import HResult
 
 if TYPE_CHECKING:
     from hotlun.agent.mappings import Layers, Mappings

@@ -21,7 +21,7 @@ from hotlun.agent.kernel import check_absent
 from hotlun.agent.orphans import Orphans
 from hotlun.agent.scsi import BlockDevice
 from hotlun.agent.uevents import Deadline
-from hotlun.bridge.messages import HResult
+from hotlun.bridge.codes import HResult
 
 if TYPE_CHECKING:
     from hotlun.agent.devmapper import DeviceMapper

@@ -19,7 +19,7 @@ from hotlun.agent.errors import RequestError, words
 from hotlun.agent.kernel import check_absent
 from hotlun.agent.mounting import MountingError
 from hotlun.agent.places import Place, Places
-from hotlun.bridge.messages import HResult
+from hotlun.bridge.codes import HResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

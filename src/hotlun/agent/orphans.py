@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from hotlun.agent import holders
 from hotlun.agent.errors import RequestError
-from hotlun.bridge.messages import HResult
+from hotlun.bridge.codes import HResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -22,7 +22,8 @@ from typing import IO, TYPE_CHECKING
 
 from hotlun.agent import orphans
 from hotlun.agent.errors import RequestError, words
-from hotlun.bridge.messages import HResult, printable
+from hotlun.bridge.codes import HResult
+from hotlun.bridge.documents import printable
 
 if TYPE_CHECKING:
     import subprocess

@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hotlun.agent.settings import Slot, Verity, checked_path
-from hotlun.bridge.messages import MAX_SURVEYED_DISKS, MAX_SURVEYED_MOUNTS, MessageError
+from hotlun.bridge.documents import MessageError
+from hotlun.bridge.messages import MAX_SURVEYED_DISKS, MAX_SURVEYED_MOUNTS
 
 if TYPE_CHECKING:
-    from hotlun.bridge.messages import Fields
+    from hotlun.bridge.documents import Fields
 
 _LONG = (1 << 64) - 1
 

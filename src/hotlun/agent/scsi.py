@@ -27,7 +27,7 @@ from hotlun.agent.openers import Openers
 from hotlun.agent.orders import Orders
 from hotlun.agent.vpd import Identity
 from hotlun.agent.writeback import write_back
-from hotlun.bridge.messages import HResult
+from hotlun.bridge.codes import HResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,8 +17,10 @@ from hotlun.agent.lanes import Lanes
 from hotlun.agent.queries import DiskQuery, answered
 from hotlun.agent.settings import DiskSettings, Slot, read_timeout
 from hotlun.bridge import messages
+from hotlun.bridge.codes import HResult
+from hotlun.bridge.documents import MessageError, decode, embedded, encode_response, printable
 from hotlun.bridge.frames import Frame, FrameDecoder, FrameError, encode
-from hotlun.bridge.messages import HResult, MessageError, MessageType, ModifyRequest
+from hotlun.bridge.messages import MessageType, ModifyRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
     from hotlun.agent.links import Link
     from hotlun.agent.queries import Found
-    from hotlun.bridge.messages import Fields
+    from hotlun.bridge.documents import Fields
 
     class DiskVerbs(Protocol):
         """What the server needs of `disks.Disks`, which says what each does."""
@@ -144,7 +146,7 @@ class _Session:
         activity = ""
         try:
             try:
-                fields = messages.decode(frame.payload)
+                fields = decode(frame.payload)
                 activity = messages.activity_of(fields)
             finally:  # what is not served is not read either
                 self._check_served(frame.type)
@@ -212,7 +214,7 @@ class _Session:
 
         def outcome() -> dict[str, Any]:
             properties: dict[str, Any] = {}
-            query = messages.embedded(fields, "Query")
+            query = embedded(fields, "Query")
             if messages.EXTENSION in query:
                 asked = DiskQuery.read_all(query.fields(messages.EXTENSION))
                 # Asked first: what ends meanwhile is told as if it had not.
@@ -269,10 +271,10 @@ class _Session:
                 "%s, id %d: %s",
                 messages.type_name(frame.type),
                 frame.id,
-                messages.printable(document.get("ErrorMessage", "")),
+                printable(document.get("ErrorMessage", "")),
             )
         data = encode(
-            Frame(messages.response_type(frame.type), frame.id, messages.encode_response(document))
+            Frame(messages.response_type(frame.type), frame.id, encode_response(document))
         )
         if self.over:
             return

@@ -28,10 +28,10 @@ from hotlun.agent import options
 from hotlun.agent.errors import RequestError
 from hotlun.agent.filesystems import MAKEABLE
 from hotlun.agent.vpd import Identity
-from hotlun.bridge.messages import HResult
+from hotlun.bridge.codes import HResult
 
 if TYPE_CHECKING:
-    from hotlun.bridge.messages import Fields
+    from hotlun.bridge.documents import Fields
 
 _BYTE, _WORD, _LONG = 0xFF, 0xFFFFFFFF, (1 << 64) - 1
 _PATH_MAX = 4095

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hotlun.bridge.messages import HResult, code_name, is_failure
+from hotlun.bridge.codes import HResult, code_name, is_failure
 from hotlun.errors import BackendError, OutcomeUnknownError, WrongKeyError
 
 if TYPE_CHECKING:

@@ -11,14 +11,10 @@ import logging
 from typing import TYPE_CHECKING
 
 from hotlun.backends import answers, requests, surveys
+from hotlun.bridge.codes import HResult, code_name
+from hotlun.bridge.documents import MessageError
 from hotlun.bridge.keeper import Change
-from hotlun.bridge.messages import (
-    FEATURE_SURVEY,
-    HResult,
-    MessageError,
-    MessageType,
-    code_name,
-)
+from hotlun.bridge.messages import FEATURE_SURVEY, MessageType
 from hotlun.errors import (
     BackendError,
     HotlunError,

@@ -17,7 +17,9 @@ from hotlun.backends import answers, requests
 from hotlun.backends.errand import Errand
 from hotlun.backends.occupants import Occupants
 from hotlun.backends.unfinished import Unfinished
-from hotlun.bridge.messages import Capabilities, Fields, HResult, MessageError, printable
+from hotlun.bridge.codes import HResult
+from hotlun.bridge.documents import Fields, MessageError, printable
+from hotlun.bridge.responses import Capabilities
 from hotlun.errors import (
     BackendError,
     HotlunError,

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hotlun.backends import requests
 from hotlun.bridge import messages
-from hotlun.bridge.messages import EXTENSION, MessageError
+from hotlun.bridge.documents import MessageError, embedded, printable
+from hotlun.bridge.messages import EXTENSION
 from hotlun.model import GuestSurvey
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
-    from hotlun.bridge.messages import Document, Fields
+    from hotlun.bridge.documents import Document, Fields
     from hotlun.model import Attachment, GuestMount
 
 _MOST_DISKS, _MOST_MOUNTS = 256, 512
@@ -48,7 +49,7 @@ class _Entry(NamedTuple):
         """Raises as `Survey.read`."""
         device, mounts = answer.string("Device"), answer.booleans("Mounts")
         if device not in ("", *messages.DEVICES):
-            raise MessageError(f"no device is {messages.printable(device, 32)!r}")
+            raise MessageError(f"no device is {printable(device, 32)!r}")
         if len(mounts) not in (0, len(self.mounts)):
             raise MessageError(f"{len(mounts)} mounts, where {len(self.mounts)} were asked for")
         is_there = device == messages.OWN
@@ -79,7 +80,7 @@ class Survey:
         Raises:
             MessageError: it is no answer to this.
         """
-        properties = messages.embedded(answer, "Properties")
+        properties = embedded(answer, "Properties")
         if EXTENSION not in properties:
             raise MessageError(f"no {EXTENSION} in the properties")
         found = properties.fields(EXTENSION).objects("Disks")

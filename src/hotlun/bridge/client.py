@@ -12,9 +12,11 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Self
 
 from hotlun.bridge import messages, openings
+from hotlun.bridge.codes import HResult
+from hotlun.bridge.documents import MessageError, encode_request
 from hotlun.bridge.frames import DEFAULT_LIMIT, Frame, FrameError, encode
 from hotlun.bridge.keeper import GreetingError, Keeper, State
-from hotlun.bridge.messages import HResult, MessageError, MessageType, Response, type_name
+from hotlun.bridge.messages import MessageType, type_name
 from hotlun.bridge.transport import VSOCK_PORT
 from hotlun.bridge.wire import read_answer
 from hotlun.errors import BackendError, OutcomeUnknownError, VMGoneError
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from hotlun.bridge.keeper import ChangeListener
-    from hotlun.bridge.messages import Capabilities
     from hotlun.bridge.openings import Opening
+    from hotlun.bridge.responses import Capabilities, Response
     from hotlun.bridge.wire import Answered, Wire
 
 CONNECT_TIMEOUT = 120.0
@@ -419,7 +421,7 @@ class BridgeConnection:
 
     def _encode(self, kind: int, number: int, document: Mapping[str, Any]) -> bytes:
         try:
-            data = encode(Frame(kind, number, messages.encode_request(document)))
+            data = encode(Frame(kind, number, encode_request(document)))
         except (MessageError, FrameError) as error:
             raise BackendError(
                 f"nothing was sent: a {type_name(kind)} cannot say that: {error}",

@@ -36,22 +36,18 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from hotlun.bridge import messages
+from hotlun.bridge.codes import HResult, code_name, is_failure
+from hotlun.bridge.documents import MessageError, encode_request
 from hotlun.bridge.frames import Frame, encode
-from hotlun.bridge.messages import (
-    Capabilities,
-    HResult,
-    MessageError,
-    MessageType,
-    is_failure,
-    type_name,
-)
+from hotlun.bridge.messages import MessageType, type_name
+from hotlun.bridge.responses import Capabilities
 from hotlun.bridge.wire import Ids, Wire, read_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from hotlun.bridge.messages import Response
     from hotlun.bridge.openings import Opening
+    from hotlun.bridge.responses import Response
     from hotlun.bridge.wire import Answered
 
     ChangeListener = Callable[["Change", str], None]
@@ -499,7 +495,7 @@ class Keeper:
 
 
 def _frame(kind: MessageType, number: int, document: Mapping[str, Any]) -> bytes:
-    return encode(Frame(kind, number, messages.encode_request(document)))
+    return encode(Frame(kind, number, encode_request(document)))
 
 
 def _is_refused(frame: Frame | str) -> bool:
@@ -516,7 +512,7 @@ def _is_refused(frame: Frame | str) -> bool:
 def _check(answer: Response, kind: MessageType) -> None:
     if answer.code != HResult.OK:
         raise GreetingError(
-            f"its answer to a {type_name(kind)} is {messages.code_name(answer.code)}: "
+            f"its answer to a {type_name(kind)} is {code_name(answer.code)}: "
             f"{answer.text or 'no words with it'}",
             answer,
         )

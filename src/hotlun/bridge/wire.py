@@ -16,8 +16,10 @@ import secrets
 from typing import TYPE_CHECKING
 
 from hotlun.bridge import messages
+from hotlun.bridge.documents import MessageError, printable
 from hotlun.bridge.frames import Frame, FrameDecoder, FrameError
-from hotlun.bridge.messages import MessageError, MessageType, Response, type_name
+from hotlun.bridge.messages import MessageType, type_name
+from hotlun.bridge.responses import Response
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -219,7 +221,7 @@ class Wire:
             return
         name = type_name(frame.type)
         if frame.type == MessageType.CONTAINER_NOTIFICATION:
-            text = messages.printable(frame.payload[:1024].decode(errors="replace"), 512)
+            text = printable(frame.payload[:1024].decode(errors="replace"), 512)
             _log.info("%s: container notification: %s", self._peer, text)
         elif not messages.is_response(frame.type):
             _log.warning("%s: dropped a %s, which no guest should send", self._peer, name)
@@ -240,5 +242,5 @@ def read_answer(frame: Frame, kind: int) -> Response:
     try:
         return Response.read(frame.payload)
     except MessageError as error:
-        text = messages.printable(str(error), 512)
+        text = printable(str(error), 512)
         raise MessageError(f"the answer cannot be read: {text}") from error
