@@ -27,6 +27,7 @@ _HOST_ONLY = frozenset(
     {
         "accepting.py",
         "client.py",
+        "greeting.py",
         "keeper.py",
         "listening.py",
         "openings.py",

@@ -47,6 +47,7 @@ HOSTS_END = {
     for name in (
         "accepting",
         "client",
+        "greeting",
         "keeper",
         "listening",
         "openings",

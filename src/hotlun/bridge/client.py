@@ -15,7 +15,8 @@ from hotlun.bridge import messages, openings
 from hotlun.bridge.codes import HResult
 from hotlun.bridge.documents import MessageError, encode_request
 from hotlun.bridge.frames import DEFAULT_LIMIT, Frame, FrameError, encode
-from hotlun.bridge.keeper import GreetingError, Keeper, State
+from hotlun.bridge.greeting import GreetingError
+from hotlun.bridge.keeper import Keeper, State
 from hotlun.bridge.messages import MessageType, type_name
 from hotlun.bridge.transport import VSOCK_PORT
 from hotlun.bridge.wire import read_answer

@@ -33,21 +33,21 @@ import functools
 import logging
 import warnings
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hotlun.bridge import messages
-from hotlun.bridge.codes import HResult, code_name, is_failure
+from hotlun.bridge.codes import HResult
 from hotlun.bridge.documents import MessageError, encode_request
 from hotlun.bridge.frames import Frame, encode
-from hotlun.bridge.messages import MessageType, type_name
-from hotlun.bridge.responses import Capabilities
+from hotlun.bridge.greeting import Greeting, GreetingError
+from hotlun.bridge.messages import MessageType
 from hotlun.bridge.wire import Ids, Wire, read_answer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from hotlun.bridge.openings import Opening
-    from hotlun.bridge.responses import Response
+    from hotlun.bridge.responses import Capabilities
     from hotlun.bridge.wire import Answered
 
     ChangeListener = Callable[["Change", str], None]
@@ -66,15 +66,7 @@ one in Windows need not try twice.
 _MOST_PROBES = 32
 """How many may be without an answer; older ones are given up."""
 
-_SYSTEM_EXISTS = (HResult.SYSTEM_ALREADY_EXISTS, 0x8037010F)
-"""What a guest answers to a second Create, in either family of the compute service's codes.
-
-The one in Windows is closed source, and hcsshim does not ask it twice. So when a connection
-comes back, whatever it answers is taken as that: else a guest that works is never reached again.
-"""
-
-_NEGOTIATE = messages.negotiate_request()
-_PROBE = {"ContainerId": messages.NULL_ID, "ActivityId": messages.NULL_ID, "Query": "{}"}
+_PROBE = encode_request(messages.properties_request({}))
 
 _log = logging.getLogger("hotlun.bridge")
 
@@ -97,20 +89,6 @@ class State(enum.Enum):
     OPEN = "they are sent"
     AWAY = "they wait for the connection, or for the agent, to be there again"
     GONE = "the VM has ended"
-
-
-class GreetingError(Exception):
-    """There is an agent that cannot be worked with, or none any more.
-
-    Args:
-        problem: what is wrong, for a person.
-        answer: what it said, if that was an answer.
-    """
-
-    def __init__(self, problem: str, answer: Response | None = None) -> None:
-        super().__init__(problem)
-        self.code = None if answer is None else answer.code
-        self.detail = problem if answer is None else answer.text
 
 
 class HungUpError(GreetingError):
@@ -263,7 +241,7 @@ class Keeper:
 
     def _send_probe(self, wire: Wire) -> tuple[int, Answered]:
         number = self.ids.take()
-        return number, wire.send(number, _frame(MessageType.GET_PROPERTIES, number, _PROBE))
+        return number, wire.send(number, encode(Frame(MessageType.GET_PROPERTIES, number, _PROBE)))
 
     async def _meet(self, wire: Wire) -> None:
         """Find out which agent is there; negotiate with one that was started anew.
@@ -276,13 +254,13 @@ class Keeper:
             return
         try:
             async with asyncio.timeout(min(_PATIENCE, self._timeout)):
-                number = self.ids.take()
-                greeting = await self._ask(wire, number, MessageType.NEGOTIATE_PROTOCOL, _NEGOTIATE)
-                if greeting.code == HResult.NOT_IMPLEMENTED:
+                greeting = self._greeting(wire)
+                answer = await greeting.negotiate(self.ids.take())
+                if answer.code == HResult.NOT_IMPLEMENTED:
                     # That was negotiated with already. It cannot say so when it is probed.
                     self._was_refused, self._can_probe = False, False
                     return
-                capabilities = await self._agree(wire, greeting)
+                capabilities = await greeting.agree(answer)
         except TimeoutError:
             wire.drop("the agent was started anew, and does not answer")
         except GreetingError as error:
@@ -395,12 +373,13 @@ class Keeper:
             greeting=number,
             on_loss=self._on_loss,
         )
+        greeting = self._greeting(wire)
         try:
             try:
-                greeting = await self._ask(wire, number, MessageType.NEGOTIATE_PROTOCOL, _NEGOTIATE)
+                answer = await greeting.negotiate(number)
             except GreetingError as error:
                 raise (HungUpError(str(error)) if wire.lost else error) from None
-            capabilities = await self._agree(wire, greeting)
+            capabilities = await greeting.agree(answer)
             if wire.lost:
                 raise GreetingError(f"the connection was lost ({wire.lost})")
         except BaseException:
@@ -408,6 +387,11 @@ class Keeper:
             raise
         self._opened_at = asyncio.get_running_loop().time()
         self._begin_session(wire, capabilities)
+
+    def _greeting(self, wire: Wire) -> Greeting:
+        return Greeting(
+            wire, self.ids, runtime_id=self._opening.runtime_id, is_first=not self.session
+        )
 
     def _begin_session(self, wire: Wire, capabilities: Capabilities) -> None:
         self.wire, self.capabilities = wire, capabilities
@@ -440,63 +424,6 @@ class Keeper:
             except Exception:
                 _log.exception("%s: a listener failed at %s", self._peer, change)
 
-    # Negotiating.
-
-    async def _agree(self, wire: Wire, greeting: Response) -> Capabilities:
-        """What the agent says of itself, once it has nothing more to ask for."""
-        _check(greeting, MessageType.NEGOTIATE_PROTOCOL)
-        try:
-            version = greeting.fields.integer("Version", maximum=(1 << 32) - 1)
-            capabilities = Capabilities.read(greeting.fields.fields("Capabilities"))
-        except MessageError as error:
-            raise GreetingError(f"its greeting cannot be read: {error}") from error
-        if version != messages.PROTOCOL_VERSION:
-            raise GreetingError(
-                f"it speaks version {version} of the protocol, not {messages.PROTOCOL_VERSION}"
-            )
-        if await self._is_new(wire, capabilities):
-            if capabilities.send_create and capabilities.send_start:
-                await self._order(wire, MessageType.START, messages.start_request())
-            if capabilities.os_type == "windows" and self._opening.runtime_id:
-                document = messages.addresses_request(self._opening.runtime_id)
-                await self._order(wire, MessageType.MODIFY_SETTINGS, document)
-        return capabilities
-
-    async def _is_new(self, wire: Wire, capabilities: Capabilities) -> bool:
-        """Whether the guest is met for the first time; its system is created then, if it wants."""
-        if not capabilities.send_create:
-            return not self.session
-        document = messages.create_request()
-        created = await self._ask(wire, self.ids.take(), MessageType.CREATE, document)
-        if created.code in _SYSTEM_EXISTS or (self.session and is_failure(created.code)):
-            return False
-        _check(created, MessageType.CREATE)
-        return True
-
-    async def _order(self, wire: Wire, kind: MessageType, document: Mapping[str, Any]) -> None:
-        """A step of the greeting that has to succeed."""
-        _check(await self._ask(wire, self.ids.take(), kind, document), kind)
-
-    async def _ask(
-        self, wire: Wire, number: int, kind: MessageType, document: Mapping[str, Any]
-    ) -> Response:
-        """One step of the greeting, for as long as the caller waits."""
-        answered = wire.send(number, _frame(kind, number, document))
-        try:
-            frame = await answered
-        finally:
-            wire.forget(number)
-        if isinstance(frame, str):
-            raise GreetingError(frame)
-        try:
-            return read_answer(frame, kind)
-        except MessageError as error:
-            raise GreetingError(str(error)) from error
-
-
-def _frame(kind: MessageType, number: int, document: Mapping[str, Any]) -> bytes:
-    return encode(Frame(kind, number, encode_request(document)))
-
 
 def _is_refused(frame: Frame | str) -> bool:
     """Whether a probe was answered by somebody with whom nobody has negotiated."""
@@ -507,12 +434,3 @@ def _is_refused(frame: Frame | str) -> bool:
     except MessageError:
         return False
     return answer.code == HResult.NOT_IMPLEMENTED
-
-
-def _check(answer: Response, kind: MessageType) -> None:
-    if answer.code != HResult.OK:
-        raise GreetingError(
-            f"its answer to a {type_name(kind)} is {code_name(answer.code)}: "
-            f"{answer.text or 'no words with it'}",
-            answer,
-        )
