@@ -132,10 +132,11 @@ class Manager:
         self._worker = Worker(
             host,
             guest,
-            settle=self._settle if self._survives else self._tables.settle,
+            settle=self._tables.settle,
             relocate=self._tables.relocate,
             record=self._recorder.write if self._survives else None,
             rested=self._rested,
+            answered=self._answered,
         )
         self._callers = Callers(self._tables, self._worker, self._check_ours)
         self._events = EventStreams()
@@ -607,10 +608,9 @@ class Manager:
 
     # --- For the worker ---
 
-    def _settle(self, disk: DiskState) -> None:
-        """Answer the wants on a disk; who gave it back is off the journal before that is told."""
-        self._tables.settle(disk)
-        if disk.current is not None and disk.changed:  # the step under way may take long
+    def _answered(self, disk: DiskState) -> None:
+        """Who gave the disk back is off the journal before that is told: a step may take long."""
+        if disk.changed:
             self._recorder.write_late(disk)
 
     def _rested(self, disk: DiskState) -> None:

@@ -37,6 +37,8 @@ class Worker:
         record: is told of each step before it is taken, and of how the one before went;
             raises `JournalError` if the step must not be taken. None: it is told of none.
         rested: no step is to be taken for the disk for now.
+        answered: is told, in place of that, when somebody may have had an answer although
+            steps are to be taken.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Worker:
         relocate: Callable[[DiskState, SlotTakenError], None],
         record: Callable[[DiskState], None] | None,
         rested: Callable[[DiskState], None],
+        answered: Callable[[DiskState], None],
     ) -> None:
         self._host = host
         self._guest = guest
@@ -55,19 +58,23 @@ class Worker:
         self._relocate = relocate
         self._record = record
         self._rested = rested
+        self._answered = answered
         self._tasks: dict[DiskState, asyncio.Task[None]] = {}
         self._when_idle: list[Callable[[], None]] = []
 
     def wake(self, disk: DiskState) -> None:
         """Something changed in who wants the disk: answer, and take steps if there are any."""
         self._settle(disk)
-        if not disk.working and not disk.is_gone and has_work(disk):
+        if disk.working:
+            self._answered(disk)
+        elif disk.is_gone or not has_work(disk):
+            self._rested(disk)
+        else:
+            self._answered(disk)
             disk.working = True
             task = asyncio.get_running_loop().create_task(self._run(disk))
             if disk.working:  # not one that ran at once, as eager tasks do
                 self._tasks[disk] = task
-        elif not disk.working:
-            self._rested(disk)
 
     async def idle(self, disks: Container[DiskState] | None = None) -> None:
         """Wait until no step is being taken for any of these disks; None for all there are."""

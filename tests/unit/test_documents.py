@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from hotlun.journal import MemoryJournal, SQLiteJournal
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from hotlun import Mount
 
 
 class Noting(MemoryJournal):
@@ -69,6 +72,19 @@ class TestWhatIsWritten:
             other = await adding
             (held,) = journal.taken()
             assert list(held) == [disk_name(("path", A, "")), holder_name(other.id)]
+            await vm.manager.release_all()
+
+    async def test_by_a_release_while_a_step_is_about_to_be_taken(self) -> None:
+        """Nor then, though the worker has not had its turn yet."""
+        journal = Noting()
+        async with VM(journal=journal) as vm:
+            mounts = [await vm.add(A, config) for config in (None, None, EXT4)]
+
+            async def release(mount: Mount) -> None:
+                await mount.release()
+                assert holder_name(mount.id) not in journal._documents
+
+            await asyncio.gather(*map(release, reversed(mounts[1:])))
             await vm.manager.release_all()
 
     async def test_by_an_add_and_a_release(self) -> None:

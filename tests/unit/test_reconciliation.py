@@ -688,7 +688,8 @@ async def test_each_disk_is_looked_for_once_however_many_there_are() -> None:
         """What happens to the disks is not for this test."""
 
     host, guest = MemoryHostBackend(surveys=False), MemoryGuestBackend(surveys=False)
-    worker = Worker(host, guest, settle=nothing, relocate=nothing, record=nothing, rested=nothing)
+    told = dict.fromkeys(("settle", "relocate", "record", "rested", "answered"), nothing)
+    worker = Worker(host, guest, **told)
     disks = []
     for number in range(256):
         place = Attachment(Slot(0, number), Disk(A, DiskKind.VIRTUAL_DISK), f"s{number}")
