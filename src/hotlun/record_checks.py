@@ -6,7 +6,8 @@ mount without a path of its own, would be given back twice.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Final
 
 from hotlun.facts import TABLE, Fact, Kind
 from hotlun.host_paths import HERE
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
 
     from hotlun.records import DiskRecord
+
+_ID: Final = re.compile(r"[a-z][a-z0-9]*")
+"""A Mount's; in a journal its document is called by it."""
+_MOST: Final = 1 << 63
+"""Mounts that there can ever have been."""
 
 
 def check(records: Iterable[DiskRecord]) -> None:
@@ -27,6 +33,7 @@ def check(records: Iterable[DiskRecord]) -> None:
     seen: dict[tuple[str, Hashable], DiskRecord] = {}
     for record in records:
         _check_facts(record)
+        _check_holders(record)
         for name, parts in (
             ("grants", [grant.vm_id for grant in record.grants]),
             ("guest mounts", [mount.config for mount in record.mounts]),
@@ -64,3 +71,11 @@ def _check_facts(record: DiskRecord) -> None:
             raise ValueError(f"no {kind} of {record.disk} is ever {fact!r}")
     if record.is_vacated and record.fact is not Fact.NO:
         raise ValueError(f"{record.disk} is attached without a slot")
+
+
+def _check_holders(record: DiskRecord) -> None:
+    for holder in record.holders:
+        if not _ID.fullmatch(holder.id):
+            raise ValueError(f"no Mount of {record.disk} is ever called {holder.id[:40]!r}")
+        if not 0 <= holder.number < _MOST:
+            raise ValueError(f"a Mount of {record.disk} has a number that none can have")

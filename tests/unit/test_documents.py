@@ -259,6 +259,12 @@ def test_order_is_nobodys_business() -> None:
         ([DISK, {**HOLDER, "holder": ["h2"]}], "no record"),
         ([DISK, {**HOLDER, "holder": ["h2", "0", "", None, "/m", ""]}], "no record"),
         ([DISK, {**HOLDER, "holder": None}], "no record"),
+        *(
+            ([DISK, {**HOLDER, "holder": [name, 0, "", None, "/m", ""]}], "is ever called")
+            for name in ("", "\0", "\ud800", "h2 ", "holder h2")
+        ),
+        ([DISK, {**HOLDER, "holder": ["h2", -1, "", None, "/m", ""]}], "a number"),
+        ([DISK, {**HOLDER, "holder": ["h2", 1 << 63, "", None, "/m", ""]}], "a number"),
         ([DISK, {**HOLDER, "version": 1}], "no record"),
         ([DISK, {**HOLDER, "version": 3}], "its version is 3, not 2"),
         ([{**DISK, "serial": ["h1"]}], "no record"),
@@ -267,7 +273,7 @@ def test_order_is_nobodys_business() -> None:
         ([DISK, "a holder"], "no record"),
         ([[DISK]], "no record"),
     ],
-    ids=str,
+    ids=ascii,
 )
 def test_what_is_not_understood(documents: list[object], problem: str) -> None:
     """Nothing of it is, whatever is wrong with one of them."""
