@@ -41,6 +41,7 @@ from hotlun import (
     Slot,
 )
 from hotlun.backends.memory import Gate, MemoryGuestBackend, MemoryHostBackend
+from hotlun.documents import understood
 from hotlun.journal import MemoryJournal
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class ManagerMachine(RuleBasedStateMachine):
         self.guest = MemoryGuestBackend(self.host)
         self.journal = MemoryJournal()
         self.held: list[Held] = []
+        self.given_back: set[str] = set()
         self.doubted: set[str] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self._begin()
@@ -202,6 +204,15 @@ class ManagerMachine(RuleBasedStateMachine):
                 assert there.config == held.config
 
     @invariant()
+    def who_holds_is_written_down(self) -> None:
+        """Nobody else, and each with what is not there any more of what he holds."""
+        if hasattr(self, "host"):
+            records = understood(self.journal._documents.values(), "the journal")
+            written = {h.id: (h.path, h.lost) for record in records for h in record.holders}
+            handles = self.manager._tables.mounts
+            assert written == {h.id: (h.mount and h.mount.path, h.lost) for h in handles}
+
+    @invariant()
     def one_disk_one_attachment(self) -> None:
         if hasattr(self, "host"):
             disks = [attachment.disk.path for attachment in self.host.attached.values()]
@@ -248,6 +259,8 @@ class ManagerMachine(RuleBasedStateMachine):
             pass
         except (BackendError, OutcomeUnknownError):
             return  # it keeps its reference
+        if not self.fuse.is_blown:
+            self.given_back.add(held.mount.id)
         assert held.mount not in self.manager.mounts
         with contextlib.suppress(ValueError):
             self.held.remove(held)
@@ -290,6 +303,7 @@ class ManagerMachine(RuleBasedStateMachine):
         now = {mount.id: mount for mount in self.manager.mounts}
         missing = [h for name, h in before.items() if h.is_certain and name not in now]
         assert not missing, "a Mount that was held did not survive"
+        assert not self.given_back & now.keys(), "a Mount that was given back did survive"
         self.held = []
         for name, mount in now.items():
             held = Held(mount, mount.config)

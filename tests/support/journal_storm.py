@@ -14,6 +14,7 @@ from support.storm import CONFIGS, EXPECTED, Storm, assert_drained
 
 from hotlun import AlreadyReleasedError, BackendError, JournalError, Manager
 from hotlun.documents import understood
+from hotlun.facts import Fact
 from hotlun.journal import MemoryJournal
 from hotlun.recorder import with_holders
 
@@ -75,11 +76,14 @@ class JournalStorm(Storm):
         manager = self._manager()
         try:
             async with manager:
-                for _ in range(self.operations):
-                    await self._operate(manager)
-                self.journal.fails = 0
-                for gate in self.gates:
-                    gate.open()
+                try:
+                    for _ in range(self.operations):
+                        await self._operate(manager)
+                        self._assert_written(manager)
+                finally:  # one that fails must not hang as well
+                    self.journal.fails = 0
+                    for gate in self.gates:
+                        gate.open()
                 if self.random.random() < 0.5:
                     await self.tasks_end()
         except* MORE_EXPECTED:
@@ -91,6 +95,24 @@ class JournalStorm(Storm):
         assert by_serial(self.journal.records()) == by_serial(
             map(with_holders, manager._tables.disks)
         )
+
+    def _assert_written(self, manager: Manager) -> None:
+        """The journal knows of all there is, and of who holds it, unless it had no room."""
+        if not manager._recorder.is_open:
+            return
+        records = {record.serial: record for record in self.journal.records()}
+        for slot, attachment in self.host.attached.items():
+            record = records[attachment.serial]
+            assert record.fact is not Fact.NO
+            assert record.slot == slot
+        facts = {(r.serial, mount.path): mount.fact for r in records.values() for mount in r.mounts}
+        for path, there in self.guest.mounted.items():
+            assert facts[there.attachment.serial, path] is not Fact.NO
+        granted = {(str(r.disk), grant.vm_id) for r in records.values() for grant in r.grants}
+        assert granted >= self.host.granted
+        if not manager._recorder._late:
+            held = {holder.id for record in records.values() for holder in record.holders}
+            assert held == {mount.id for mount in manager.mounts}
 
     async def _operate(self, manager: Manager) -> None:
         side = self.random.choice((self.host, self.guest))
