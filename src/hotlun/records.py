@@ -142,7 +142,9 @@ class DiskRecord(NamedTuple):
         path, kind, read_only, provider, image_format = document["disk"]
         sort, one, other = document["identity"]
         controller, lun = document["slot"]
-        disk = Disk(path, DiskKind(kind), _a(bool, read_only), provider, image_format)
+        disk = Disk(
+            _a(str, path), DiskKind(kind), _a(bool, read_only), _a(str, provider), image_format
+        )
         place = Attachment(Slot(_a(int, controller), _a(int, lun)), disk, document["serial"])
         return cls(
             serial=place.serial,

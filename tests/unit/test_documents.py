@@ -268,6 +268,8 @@ def test_order_is_nobodys_business() -> None:
         ([DISK, {**HOLDER, "version": 1}], "no record"),
         ([DISK, {**HOLDER, "version": 3}], "its version is 3, not 2"),
         ([{**DISK, "serial": ["h1"]}], "no record"),
+        ([{**DISK, "disk": [["/d"], "VirtualDisk", False, "", None]}], "no record"),
+        ([{**DISK, "disk": ["/d", "ExtensibleVirtualDisk", False, ["p"], None]}], "no record"),
         ([{**DISK, "version": 1}], "no record"),
         ([{"version": 2}], "no record"),
         ([DISK, "a holder"], "no record"),
