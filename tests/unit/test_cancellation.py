@@ -212,6 +212,28 @@ async def test_a_cancelled_leaving_starts_no_new_step() -> None:
     vm.assert_empty()
 
 
+async def test_what_a_cancelled_leaving_leaves_is_warned_of_where_the_manager_is_left() -> None:
+    """By the line of whoever leaves it; and the warning is about that Manager."""
+    vm = VM()
+    gate = vm.guest.stall("unmount")
+
+    async def work() -> None:
+        async with vm.manager:
+            await vm.add(A)
+
+    working = start(work())
+    await gate.reached.wait()
+    working.cancel()
+    with warnings.catch_warnings(record=True) as caught, pytest.raises(asyncio.CancelledError):
+        warnings.simplefilter("always")
+        await working
+    assert [(w.filename, w.source) for w in caught] == [(__file__, vm.manager)]
+    gate.open()
+    await turns(40)
+    await vm.manager.release_all()
+    vm.assert_empty()
+
+
 async def test_a_cancelled_leaving_begins_nothing_for_those_without_an_owner() -> None:
     """A step in flight is seen through; what it leaves waits for release_all()."""
     vm = VM()
