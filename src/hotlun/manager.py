@@ -107,13 +107,6 @@ class Manager:
             raise TypeError(f"host is no HostBackend: {host!r}")
         if not isinstance(guest, base.GuestBackend):
             raise TypeError(f"guest is no GuestBackend: {guest!r}")
-        for name, count in (("controllers", controllers), ("LUNs", luns_per_controller)):
-            if not isinstance(count, int):
-                raise TypeError(f"the number of {name} is an int: {count!r}")
-            if count < 1:
-                raise ValueError(f"a VM without {name} has no slots: {count}")
-        if not isinstance(slot_order, SlotOrder):
-            raise TypeError(f"the order of slots is a SlotOrder: {slot_order!r}")
         self._host = host
         self._guest = guest
         usable = base.usable_controllers(guest)

@@ -62,6 +62,10 @@ class SlotTable:
         luns: how many LUNs each of them has.
         usable_controllers: how many of them the guest can use; None for all.
         order: in which they are given out. A slot's index is its place there.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: no controllers or LUNs.
     """
 
     def __init__(
@@ -71,6 +75,13 @@ class SlotTable:
         usable_controllers: int | None = None,
         order: SlotOrder = SlotOrder.LOWEST_FIRST,
     ) -> None:
+        for name, count in (("controllers", controllers), ("LUNs", luns)):
+            if not isinstance(count, int):
+                raise TypeError(f"the number of {name} is an int: {count!r}")
+            if count < 1:
+                raise ValueError(f"a VM without {name} has no slots: {count}")
+        if not isinstance(order, SlotOrder):
+            raise TypeError(f"the order of slots is a SlotOrder: {order!r}")
         self.controllers = controllers
         self.luns = luns
         usable = controllers if usable_controllers is None else min(controllers, usable_controllers)
