@@ -22,10 +22,8 @@ from hotlun.errors import (
     HotlunError,
     JournalError,
     NotInitializedError,
-    VMGoneError,
 )
 from hotlun.event_streams import EventStreams
-from hotlun.events import ConnectionRestored, GuestReset, VMResumed
 from hotlun.model import MountConfig, Slot
 from hotlun.mount_handle import Mount
 from hotlun.mounts import MountTable
@@ -38,13 +36,12 @@ from hotlun.worker import Worker
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
     from types import TracebackType
 
     from hotlun.attachments import DiskRequest
     from hotlun.backends.base import GuestBackend, HostBackend
     from hotlun.event_streams import EventStream
-    from hotlun.events import Event
     from hotlun.journal import Journal
     from hotlun.model import ImageFormat, Secret
     from hotlun.reconciler import Findings
@@ -139,7 +136,6 @@ class Manager:
         self._phase = _Phase.NEW
         self._brought: tuple[DiskRecord, ...] = ()
         """What another host's Manager has saved."""
-        self._unwatch: list[Callable[[], None]] = []
 
     @classmethod
     def restore(
@@ -185,13 +181,12 @@ class Manager:
         try:
             disks = [disk_of(record) for record in self._records()]
             taken = set(await base.occupied(self._host))
-            for side in (self._host, self._guest):  # before they are asked: nothing is missed
-                self._unwatch.append(base.watch(side, self._heard))
+            self._reconciler.listen()  # before they are asked: nothing is missed
             seen = await self._reconciler.look(disks)
             found = self._take_up(disks, seen)
         except BaseException:
             self._phase = _Phase.NEW
-            self._stop_hearing()
+            self._reconciler.listen_no_more()
             self._recorder.close()
             raise
         own = {disk.slot for disk in disks}
@@ -301,13 +296,9 @@ class Manager:
 
     def _end(self) -> None:
         """Nobody is told anything more, and the journal is another one's to take."""
-        self._stop_hearing()
+        self._reconciler.listen_no_more()
         self._events.end()
         self._worker.when_idle(self._recorder.close)
-
-    def _stop_hearing(self) -> None:
-        while self._unwatch:
-            self._unwatch.pop()()
 
     def _not_open(self) -> NotInitializedError:
         words = _NOT_OPEN.get(self._phase, "the Manager has not been entered: use `async with`")
@@ -494,7 +485,7 @@ class Manager:
             raise self._not_open()
         is_handed_over = self._phase is _Phase.FROZEN
         if not (force or is_handed_over):
-            await self._check_gone()
+            await self._reconciler.check_gone()
         await self._worker.idle()
         for disk in self._tables.disks:
             if is_handed_over:
@@ -503,16 +494,6 @@ class Manager:
             self._worker.wake(disk)
         await self._callers.let_go((), until_idle=True)
         self._recorder.catch_up()
-
-    async def _check_gone(self) -> None:
-        attached = [disk.attachment for disk in self._tables.disks if disk.slot is not None]
-        if not attached:
-            return
-        try:
-            await base.host_survey(self._host, attached)
-        except VMGoneError:
-            return
-        raise HotlunError("the VM still runs, or nobody can tell: release_all(), or force it")
 
     # --- What others do to the disks ---
 
@@ -537,11 +518,6 @@ class Manager:
         thousand events, and is told so.
         """
         return self._events.open()
-
-    def _heard(self, event: Event) -> None:
-        self._events.tell(event)
-        if isinstance(event, (ConnectionRestored, GuestReset, VMResumed)):
-            self._reconciler.hurry()
 
     # --- Moving to another host ---
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from hotlun import wants
 from hotlun.backends import base
 from hotlun.errors import BackendError, HotlunError, NotInitializedError, VMGoneError
-from hotlun.events import DisagreementSettled
+from hotlun.events import ConnectionRestored, DisagreementSettled, GuestReset, VMResumed
 from hotlun.model import GuestMount, GuestSurvey
 from hotlun.reconciliation import Disagreement, Seen, is_unresolved, judge, settled
 
@@ -42,7 +42,7 @@ class Reconciler:
 
     Args:
         disks: all there are, whenever it is iterated.
-        tell: hears of each disagreement that is settled.
+        tell: hears of each disagreement that is settled, and what the two sides have to tell.
     """
 
     def __init__(
@@ -65,6 +65,9 @@ class Reconciler:
         self._is_owing = False
         """Whether something has not been found out that was, or was to be, asked about."""
         self._recovery: asyncio.Task[None] | None = None
+        self._unwatch: list[Callable[[], None]] = []
+
+    # --- Asking ---
 
     async def look(self, disks: Collection[DiskState]) -> Seen:
         """Ask both sides what they have of these disks.
@@ -102,6 +105,21 @@ class Reconciler:
         self._is_owing = bool(guest and guest.busy)
         return Seen(host, guest)
 
+    async def check_gone(self) -> None:
+        """See that there is no VM any more for what is attached.
+
+        Raises:
+            HotlunError: it still runs, or does not answer.
+        """
+        attached = [disk.attachment for disk in self._disks if disk.slot is not None]
+        if not attached:
+            return
+        try:
+            await base.host_survey(self._host, attached)
+        except VMGoneError:
+            return
+        raise HotlunError("the VM still runs, or nobody can tell: release_all(), or force it")
+
     async def reconcile(self) -> tuple[Disagreement, ...]:
         """Ask, judge, act; what disagreed, and how that was settled.
 
@@ -136,6 +154,21 @@ class Reconciler:
         return outcomes
 
     # --- By itself ---
+
+    def listen(self) -> None:
+        """Hear from both sides what happens without having been asked for."""
+        for side in (self._host, self._guest):
+            self._unwatch.append(base.watch(side, self._heard))
+
+    def listen_no_more(self) -> None:
+        """Nothing is told any more of what the two sides say."""
+        while self._unwatch:
+            self._unwatch.pop()()
+
+    def _heard(self, event: Event) -> None:
+        self._tell(event)
+        if isinstance(event, (ConnectionRestored, GuestReset, VMResumed)):
+            self.hurry()
 
     def rested(self, disk: DiskState) -> None:
         """No step is taken for the disk any more: see whether something is unresolved."""
