@@ -10,24 +10,23 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from enum import Enum, auto
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from hotlun import handover, wants
 from hotlun.attachments import extensible_virtual_disk, physical_disk, virtual_disk
 from hotlun.backends import base
-from hotlun.callers import Callers, raise_all
+from hotlun.callers import Callers
 from hotlun.errors import (
     HotlunError,
     JournalError,
     NotInitializedError,
 )
 from hotlun.event_streams import EventStreams
-from hotlun.model import MountConfig, Slot
+from hotlun.gate import Gate, Phase
+from hotlun.model import Slot
 from hotlun.mount_handle import Mount
 from hotlun.mounts import MountTable
-from hotlun.owners import Owner, this_process
 from hotlun.reconciler import Reconciler, judge_all
 from hotlun.recorder import Recorder, disk_of
 from hotlun.slots import SlotOrder, SlotTable
@@ -39,32 +38,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from types import TracebackType
 
-    from hotlun.attachments import DiskRequest
     from hotlun.backends.base import GuestBackend, HostBackend
     from hotlun.event_streams import EventStream
     from hotlun.journal import Journal
-    from hotlun.model import ImageFormat, Secret
+    from hotlun.model import ImageFormat, MountConfig
     from hotlun.reconciler import Findings
     from hotlun.reconciliation import Disagreement, Seen
     from hotlun.records import DiskRecord
     from hotlun.slots import SlotStatus
-    from hotlun.wants import DiskState, Handle
+    from hotlun.wants import DiskState
 
 __all__ = ["Manager", "Mount"]
-
-
-class _Phase(Enum):
-    NEW = auto()
-    ENTERING = auto()
-    ENTERED = auto()
-    FROZEN = auto()
-    LEFT = auto()
-
-
-_NOT_OPEN = {
-    _Phase.LEFT: "the Manager has been left: make and enter another one",
-    _Phase.FROZEN: "the Manager has been saved: thaw() it, or go on where it is restored",
-}
 
 
 class Manager:
@@ -119,6 +103,7 @@ class Manager:
         self._recorder = Recorder(journal)
         self._survives = journal is not None
         """Whether what is live when the Manager is left stays so."""
+        self._gate = Gate(self._survives)
         self._worker = Worker(
             host,
             guest,
@@ -128,12 +113,11 @@ class Manager:
             rested=self._rested,
             answered=self._answered,
         )
-        self._callers = Callers(self._tables, self._worker, self._check_ours)
+        self._callers = Callers(self._tables, self._worker, self._recorder, self._gate)
         self._events = EventStreams()
         self._reconciler = Reconciler(
             host, guest, self._tables.disks, self._worker, self._events.tell
         )
-        self._phase = _Phase.NEW
         self._brought: tuple[DiskRecord, ...] = ()
         """What another host's Manager has saved."""
 
@@ -175,9 +159,9 @@ class Manager:
             JournalError: the journal is another process's, or cannot be read.
             HotlunError: the hypervisor does not answer.
         """
-        if self._phase is not _Phase.NEW:
+        if self._gate.phase is not Phase.NEW:
             raise NotInitializedError("a Manager is entered once: make another one")
-        self._phase = _Phase.ENTERING
+        self._gate.phase = Phase.ENTERING
         try:
             disks = [disk_of(record) for record in self._records()]
             taken = set(await base.occupied(self._host))
@@ -185,7 +169,7 @@ class Manager:
             seen = await self._reconciler.look(disks)
             found = self._take_up(disks, seen)
         except BaseException:
-            self._phase = _Phase.NEW
+            self._gate.phase = Phase.NEW
             self._reconciler.listen_no_more()
             self._recorder.close()
             raise
@@ -193,11 +177,11 @@ class Manager:
         self._tables.slots.reserve(
             (slot for slot in taken if slot not in own), "a disk of the VM's own"
         )
-        self._phase = _Phase.ENTERED
+        self._gate.phase = Phase.ENTERED
         try:
             await self._reconciler.act(found)
         except BaseException:  # nobody is going to leave it
-            self._stop_adding()
+            self._close(Phase.LEFT)
             self._halt()
             raise
         self._reconciler.start()
@@ -235,7 +219,7 @@ class Manager:
         handles = self._tables.take_up(disks)
         found = judge_all(disks, seen)
         for handle in handles:
-            self._tables.mounts[handle] = Mount(handle, self._callers.give_back)
+            self._callers.hold(handle)
         return found
 
     async def __aexit__(
@@ -244,8 +228,8 @@ class Manager:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        is_handed_over = self._phase is _Phase.FROZEN
-        self._stop_adding()
+        is_handed_over = self._gate.is_frozen()
+        self._close(Phase.LEFT)
         try:
             await self._reconciler.stop()
             if is_handed_over:
@@ -264,18 +248,10 @@ class Manager:
         finally:
             self._end()
 
-    def _stop_adding(self, phase: _Phase = _Phase.LEFT) -> None:
-        self._phase = phase
-        for disk in self._tables.disks:
-            for waiter in disk.waiters:
-                if waiter.is_adding and not waiter.answer.done():
-                    waiter.answer.set_exception(self._not_open())
-            for handle in list(disk.handles):
-                if handle not in self._tables.mounts:
-                    if not handle.answer.done():
-                        handle.answer.set_exception(self._not_open())
-                    wants.drop(handle)
-            self._worker.wake(disk)
+    def _close(self, phase: Phase) -> None:
+        """From here on nothing is added."""
+        self._gate.phase = phase
+        self._callers.turn_away()
 
     def _halt(self) -> None:
         remaining = []
@@ -299,10 +275,6 @@ class Manager:
         self._reconciler.listen_no_more()
         self._events.end()
         self._worker.when_idle(self._recorder.close)
-
-    def _not_open(self) -> NotInitializedError:
-        words = _NOT_OPEN.get(self._phase, "the Manager has not been entered: use `async with`")
-        return NotInitializedError(words)
 
     # --- Adding ---
 
@@ -340,7 +312,7 @@ class Manager:
             HotlunError: what the backend raised; whatever was done is undone.
         """
         ask = partial(virtual_disk, host_path, read_only, format)
-        return await self._add(ask, vm_id, guest_path, mount, owner)
+        return await self._callers.add(ask, vm_id, guest_path, mount, owner)
 
     async def add_physical_disk(
         self,
@@ -354,7 +326,7 @@ class Manager:
     ) -> Mount:
         """Attach a block device of the host; otherwise as `add_virtual_disk`."""
         ask = partial(physical_disk, host_path, read_only)
-        return await self._add(ask, vm_id, guest_path, mount, owner)
+        return await self._callers.add(ask, vm_id, guest_path, mount, owner)
 
     async def add_extensible_virtual_disk(
         self,
@@ -367,67 +339,9 @@ class Manager:
     ) -> Mount:
         """Attach `evd://<provider>/<path>`; otherwise as `add_virtual_disk`."""
         ask = partial(extensible_virtual_disk, host_path, read_only)
-        return await self._add(ask, "", guest_path, mount, owner)
-
-    async def _add(
-        self,
-        ask: partial[DiskRequest],
-        vm_id: str,
-        guest_path: str,
-        config: MountConfig | None,
-        owner: str,
-    ) -> Mount:
-        if config is not None and not isinstance(config, MountConfig):
-            raise TypeError(f"mount is a MountConfig or None: {config!r}")
-        if not isinstance(vm_id, str):
-            raise TypeError(f"vm_id is a string: {vm_id!r}")
-        if guest_path and config is None:
-            raise ValueError("guest_path is for a mount: give mount as well")
-        path = self._tables.guest_mounts.normalise(guest_path) if guest_path else ""
-        holder = Owner.named(owner)
-        if self._phase is _Phase.ENTERED and config is not None and config.key is not None:
-            await self._seal(config.key)
-        while True:
-            if self._phase is not _Phase.ENTERED:
-                raise self._not_open()
-            answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            # Identified anew each time: after a wait the path may name another file.
-            disk, handle = self._tables.decide(ask(), vm_id, path, config, answer, holder)
-            try:
-                await self._callers.answered(disk, answer)
-            except asyncio.CancelledError:
-                if handle is not None and not handle.is_gone:
-                    wants.drop(handle)
-                    self._worker.wake(disk)
-                raise
-            if handle is not None:
-                return self._publish(handle)
-
-    async def _seal(self, key: Secret) -> None:
-        """Have a key's seal worked out before it is needed: that takes too long for a loop."""
-        is_needed = self._survives or self._brought
-        if is_needed and not key.has_seal(self._recorder.salt):
-            await asyncio.to_thread(key.seal, self._recorder.salt)
-
-    def _publish(self, handle: Handle) -> Mount:
-        if handle.is_gone:  # the Manager was left before the caller had its turn
-            raise self._not_open()
-        self._tables.name(handle)
-        try:
-            self._recorder.write(handle.disk)
-        except JournalError:  # a holder that is not written down would hold nothing tomorrow
-            handle.id = ""
-            wants.drop(handle)
-            self._worker.wake(handle.disk)
-            raise
-        mount = self._tables.mounts[handle] = Mount(handle, self._callers.give_back)
-        return mount
+        return await self._callers.add(ask, "", guest_path, mount, owner)
 
     # --- Releasing ---
-
-    def _check_ours(self) -> None:
-        if self._phase is _Phase.FROZEN or (self._survives and self._phase is _Phase.LEFT):
-            raise self._not_open()
 
     async def release_all(self) -> None:
         """Release every Mount and clean up whatever nobody owns, after waiting for it.
@@ -437,9 +351,8 @@ class Manager:
                 journal keeps the mounts; or it was saved.
             ExceptionGroup: what failed, after everything was tried.
         """
-        if self._phase in (_Phase.NEW, _Phase.ENTERING):
-            raise self._not_open()
-        self._check_ours()
+        self._gate.check(Phase.ENTERED, Phase.LEFT)
+        self._gate.check_ours()
         await self._callers.let_go(list(self._tables.mounts), until_idle=self._survives)
 
     async def release_owner(self, owner: str) -> None:
@@ -453,14 +366,7 @@ class Manager:
             NotInitializedError: the Manager has not been entered, or was left.
             ExceptionGroup: what failed, after everything was tried.
         """
-        if self._phase is not _Phase.ENTERED:
-            raise self._not_open()
-        name = this_process() if owner == "pid:" else owner
-        held = [handle for handle in self._tables.mounts if handle.owner.name == name]
-        # A process that has ended does not take the Mounts of one that has its number now.
-        held = [handle for handle in held if handle.owner.has_ended()] or held
-        outcomes = await asyncio.gather(*map(self._callers.give_back, held), return_exceptions=True)
-        raise_all(outcomes, f"not all of {owner!r} could be released: release_owner() again")
+        await self._callers.release_owner(owner)
 
     def dead_owners(self) -> tuple[str, ...]:
         """The owners that are processes, hold something, and have ended: `release_owner` them."""
@@ -481,9 +387,8 @@ class Manager:
             HotlunError: the VM still runs.
             ExceptionGroup: a grant could not be revoked.
         """
-        if self._phase not in (_Phase.ENTERED, _Phase.FROZEN):
-            raise self._not_open()
-        is_handed_over = self._phase is _Phase.FROZEN
+        self._gate.check(Phase.ENTERED, Phase.FROZEN)
+        is_handed_over = self._gate.is_frozen()
         if not (force or is_handed_over):
             await self._reconciler.check_gone()
         await self._worker.idle()
@@ -507,8 +412,7 @@ class Manager:
             NotInitializedError: the Manager has not been entered, or was left.
             HotlunError: the hypervisor does not answer.
         """
-        if self._phase is not _Phase.ENTERED:
-            raise self._not_open()
+        self._gate.check(Phase.ENTERED)
         return await self._reconciler.reconcile()
 
     def events(self) -> EventStream:
@@ -535,23 +439,19 @@ class Manager:
             NotInitializedError: the Manager has not been entered, or was left; or it was thawed
                 or left meanwhile.
         """
-        if self._phase is not _Phase.ENTERED:
-            raise self._not_open()
-        self._stop_adding(_Phase.FROZEN)
+        self._gate.check(Phase.ENTERED)
+        self._close(Phase.FROZEN)
         try:
             await self._reconciler.stop()
             await self._worker.idle()
             await handover.seal(self._tables, self._recorder.salt)
         except BaseException:
-            if self._is_frozen():
+            if self._gate.is_frozen():
                 self.thaw()
             raise
-        if not self._is_frozen():
+        if not self._gate.is_frozen():
             raise NotInitializedError("the Manager was thawed or left before it was saved")
         return handover.written(self._tables, self._recorder.salt)
-
-    def _is_frozen(self) -> bool:
-        return self._phase is _Phase.FROZEN
 
     def thaw(self) -> None:
         """Go on after all: the VM has not moved.
@@ -559,9 +459,9 @@ class Manager:
         Raises:
             NotInitializedError: the Manager is not frozen.
         """
-        if self._phase is not _Phase.FROZEN:
+        if not self._gate.is_frozen():
             raise NotInitializedError("the Manager is not frozen: there is nothing to thaw")
-        self._phase = _Phase.ENTERED
+        self._gate.phase = Phase.ENTERED
         self._reconciler.start()
 
     # --- Snapshots ---

@@ -8,6 +8,7 @@ recorder    when, and from what: this file
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from hotlun.facts import Thing
     from hotlun.journal import Journal
+    from hotlun.model import Secret
 
 _log = logging.getLogger("hotlun")
 
@@ -40,6 +42,8 @@ class Recorder:
         self._is_open = False
         self.salt = secrets.token_bytes(16)
         """What keys are sealed with."""
+        self._is_sealing = journal is not None
+        """Whether keys are to be told by their seals."""
         self._texts: dict[DiskState, DiskText] = {}
         """Of each disk that stands there."""
         self._late: dict[DiskState, None] = {}
@@ -65,6 +69,12 @@ class Recorder:
     def seal_as(self, records: tuple[DiskRecord, ...]) -> None:
         """Seal keys with the salt of what there is: one key, one seal."""
         self.salt = salt_of(records) or self.salt
+        self._is_sealing = self._is_sealing or bool(records)
+
+    async def seal(self, key: Secret) -> None:
+        """Have a key's seal worked out before it is needed: that takes too long for a loop."""
+        if self._is_sealing and not key.has_seal(self.salt):
+            await asyncio.to_thread(key.seal, self.salt)
 
     def close(self) -> None:
         """Nothing is written any more, but for what could not be written before."""

@@ -179,6 +179,12 @@ class Tables:
 
     # --- Snapshots ---
 
+    def held_for(self, owner: str) -> list[Handle]:
+        """The Mounts of one owner."""
+        held = [handle for handle in self.mounts if handle.owner.name == owner]
+        # A process that has ended does not take the Mounts of one that has its number now.
+        return [handle for handle in held if handle.owner.has_ended()] or held
+
     def orphans(self) -> Iterator[tuple[DiskState | MountState, DiskState]]:
         """What nobody owns, and the disk that it belongs to."""
         for disk in self.disks:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SOURCE = Path(__file__).parent.parent.parent / "src" / "hotlun"
 
 LAYERS = (
-    {"errors", "secret", "owners", "windows_paths", "host_paths"},
+    {"errors", "gate", "secret", "owners", "windows_paths", "host_paths"},
     {"mount_config"},
     {"model"},
     {"backends.base", "facts", "events", "journal"},
