@@ -1,37 +1,22 @@
 """The Manager gives disks slots in a running VM and mounts inside it; a Mount is one share.
 
-Coordination only: what a caller wants is decided here in synchronous
-functions over the tables, what has to be done about it in `lifecycle`, and it
-is done by the `worker`. What outlives the process is the `recorder`'s, and what
-others have done to the disks meanwhile is found out by the `reconciler`.
+What it is asked for is done by what its `session` has at work.
 """
 
 from __future__ import annotations
 
-import asyncio
-import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from hotlun import handover, wants
+from hotlun import handover
 from hotlun.attachments import extensible_virtual_disk, physical_disk, virtual_disk
 from hotlun.backends import base
-from hotlun.callers import Callers
-from hotlun.errors import (
-    HotlunError,
-    JournalError,
-    NotInitializedError,
-)
-from hotlun.event_streams import EventStreams
-from hotlun.gate import Gate, Phase
+from hotlun.gate import Phase
 from hotlun.model import Slot
 from hotlun.mount_handle import Mount
 from hotlun.mounts import MountTable
-from hotlun.reconciler import Reconciler, judge_all
-from hotlun.recorder import Recorder, disk_of
+from hotlun.session import Session
 from hotlun.slots import SlotOrder, SlotTable
-from hotlun.tables import Tables
-from hotlun.worker import Worker
 
 if TYPE_CHECKING:
     import os
@@ -42,11 +27,8 @@ if TYPE_CHECKING:
     from hotlun.event_streams import EventStream
     from hotlun.journal import Journal
     from hotlun.model import ImageFormat, MountConfig
-    from hotlun.reconciler import Findings
-    from hotlun.reconciliation import Disagreement, Seen
-    from hotlun.records import DiskRecord
+    from hotlun.reconciliation import Disagreement
     from hotlun.slots import SlotStatus
-    from hotlun.wants import DiskState
 
 __all__ = ["Manager", "Mount"]
 
@@ -88,8 +70,6 @@ class Manager:
             raise TypeError(f"host is no HostBackend: {host!r}")
         if not isinstance(guest, base.GuestBackend):
             raise TypeError(f"guest is no GuestBackend: {guest!r}")
-        self._host = host
-        self._guest = guest
         usable = base.usable_controllers(guest)
         slots = SlotTable(controllers, luns_per_controller, usable, slot_order)
         for slot in (reserved := list(reserved_slots)):
@@ -99,27 +79,10 @@ class Manager:
                 raise ValueError(f"the VM has no slot {slot} to reserve")
         slots.reserve(reserved, "reserved by the caller")
         guest_mounts = MountTable(guest_mount_format, base.os_type(guest))
-        self._tables = Tables(slots, guest_mounts, partial(base.check, guest))
-        self._recorder = Recorder(journal)
-        self._survives = journal is not None
-        """Whether what is live when the Manager is left stays so."""
-        self._gate = Gate(self._survives)
-        self._worker = Worker(
-            host,
-            guest,
-            settle=self._tables.settle,
-            relocate=self._tables.relocate,
-            record=self._recorder.write if self._survives else None,
-            rested=self._rested,
-            answered=self._answered,
-        )
-        self._callers = Callers(self._tables, self._worker, self._recorder, self._gate)
-        self._events = EventStreams()
-        self._reconciler = Reconciler(
-            host, guest, self._tables.disks, self._worker, self._events.tell
-        )
-        self._brought: tuple[DiskRecord, ...] = ()
-        """What another host's Manager has saved."""
+        self._session = Session(host, guest, slots, guest_mounts, journal, self)
+        self._callers = self._session.callers
+        self._reconciler = self._session.reconciler
+        self._tables = self._session.tables
 
     @classmethod
     def restore(
@@ -146,7 +109,7 @@ class Manager:
         """
         brought = handover.read(document, paths or {})
         manager = cls(host, guest, **{**handover.arguments(document), **arguments})
-        manager._brought = brought
+        manager._session.inheritance.brought = brought
         return manager
 
     # --- Entering and leaving ---
@@ -159,68 +122,8 @@ class Manager:
             JournalError: the journal is another process's, or cannot be read.
             HotlunError: the hypervisor does not answer.
         """
-        if self._gate.phase is not Phase.NEW:
-            raise NotInitializedError("a Manager is entered once: make another one")
-        self._gate.phase = Phase.ENTERING
-        try:
-            disks = [disk_of(record) for record in self._records()]
-            taken = set(await base.occupied(self._host))
-            self._reconciler.listen()  # before they are asked: nothing is missed
-            seen = await self._reconciler.look(disks)
-            found = self._take_up(disks, seen)
-        except BaseException:
-            self._gate.phase = Phase.NEW
-            self._reconciler.listen_no_more()
-            self._recorder.close()
-            raise
-        own = {disk.slot for disk in disks}
-        self._tables.slots.reserve(
-            (slot for slot in taken if slot not in own), "a disk of the VM's own"
-        )
-        self._gate.phase = Phase.ENTERED
-        try:
-            await self._reconciler.act(found)
-        except BaseException:  # nobody is going to leave it
-            self._close(Phase.LEFT)
-            self._halt()
-            raise
-        self._reconciler.start()
+        await self._session.enter()
         return self
-
-    def _records(self) -> tuple[DiskRecord, ...]:
-        records = self._recorder.open()
-        if records and self._brought:
-            raise JournalError(
-                "the journal holds disks already, and what was saved cannot be added to them: "
-                "give an empty one",
-                operation="restore",
-            )
-        for record in records or self._brought:
-            if record.slot not in self._tables.slots:
-                raise HotlunError(
-                    f"{record.disk} is at slot {record.slot}, which this Manager does not have: "
-                    "give it as many controllers and LUNs as the one before it had",
-                    slot=record.slot,
-                    disk=record.disk,
-                )
-        self._recorder.seal_as(records or self._brought)
-        return records or self._brought
-
-    def _take_up(self, disks: Iterable[DiskState], seen: Seen) -> Findings:
-        """Go on with what an earlier Manager had; in what that is not as it was."""
-        grants = [(grant, disk.attachment.disk) for disk in disks for grant in disk.grants.values()]
-        for grant, of_disk in sorted(grants, key=lambda one: one[0].since):
-            base.adopt_grant(self._host, of_disk, grant.vm_id, grant.plan)
-        if self._brought:
-            self._recorder.bring(disks)
-        else:
-            self._recorder.adopt(disks)
-        # Nothing fails from here on: a Manager that could not be entered knows nothing.
-        handles = self._tables.take_up(disks)
-        found = judge_all(disks, seen)
-        for handle in handles:
-            self._callers.hold(handle)
-        return found
 
     async def __aexit__(
         self,
@@ -228,53 +131,13 @@ class Manager:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        is_handed_over = self._gate.is_frozen()
-        self._close(Phase.LEFT)
         try:
-            await self._reconciler.stop()
-            if is_handed_over:
-                await self._worker.idle()
-                return
-            handles = () if self._survives else list(self._tables.mounts)
-            await self._callers.let_go(handles, until_idle=self._survives)
-        except asyncio.CancelledError:
-            self._halt()
-            raise
+            await self._session.leave()
         except ExceptionGroup as group:
             if exc is None:
                 raise
             for error in group.exceptions:
                 exc.add_note(f"then, leaving the Manager: {error}")
-        finally:
-            self._end()
-
-    def _close(self, phase: Phase) -> None:
-        """From here on nothing is added."""
-        self._gate.phase = phase
-        self._callers.turn_away()
-
-    def _halt(self) -> None:
-        remaining = []
-        for disk in self._tables.disks:
-            wants.halt(disk)
-            self._worker.wake(disk)
-            if not disk.is_gone and not (self._survives and disk.handles):
-                remaining.append(f"{disk.attachment.disk} at slot {disk.attachment.slot}")
-        self._end()
-        if remaining:
-            warnings.warn(
-                f"leaving the Manager was cancelled; what remains: {', '.join(remaining)}. "
-                "Release the mounts, or call release_all() again",
-                ResourceWarning,
-                stacklevel=3,
-                source=self,
-            )
-
-    def _end(self) -> None:
-        """Nobody is told anything more, and the journal is another one's to take."""
-        self._reconciler.listen_no_more()
-        self._events.end()
-        self._worker.when_idle(self._recorder.close)
 
     # --- Adding ---
 
@@ -351,9 +214,7 @@ class Manager:
                 journal keeps the mounts; or it was saved.
             ExceptionGroup: what failed, after everything was tried.
         """
-        self._gate.check(Phase.ENTERED, Phase.LEFT)
-        self._gate.check_ours()
-        await self._callers.let_go(list(self._tables.mounts), until_idle=self._survives)
+        await self._session.release_all()
 
     async def release_owner(self, owner: str) -> None:
         """Release every Mount that is held for this owner; one that has none of them is fine.
@@ -387,18 +248,7 @@ class Manager:
             HotlunError: the VM still runs.
             ExceptionGroup: a grant could not be revoked.
         """
-        self._gate.check(Phase.ENTERED, Phase.FROZEN)
-        is_handed_over = self._gate.is_frozen()
-        if not (force or is_handed_over):
-            await self._reconciler.check_gone()
-        await self._worker.idle()
-        for disk in self._tables.disks:
-            if is_handed_over:
-                disk.grants.clear()
-            wants.forget(disk, "the VM is gone")
-            self._worker.wake(disk)
-        await self._callers.let_go((), until_idle=True)
-        self._recorder.catch_up()
+        await self._session.forget(force=force)
 
     # --- What others do to the disks ---
 
@@ -412,7 +262,7 @@ class Manager:
             NotInitializedError: the Manager has not been entered, or was left.
             HotlunError: the hypervisor does not answer.
         """
-        self._gate.check(Phase.ENTERED)
+        self._session.gate.check(Phase.ENTERED)
         return await self._reconciler.reconcile()
 
     def events(self) -> EventStream:
@@ -421,7 +271,7 @@ class Manager:
         It ends when the Manager is left. Who is slow misses the oldest of more than a
         thousand events, and is told so.
         """
-        return self._events.open()
+        return self._session.events.open()
 
     # --- Moving to another host ---
 
@@ -439,19 +289,7 @@ class Manager:
             NotInitializedError: the Manager has not been entered, or was left; or it was thawed
                 or left meanwhile.
         """
-        self._gate.check(Phase.ENTERED)
-        self._close(Phase.FROZEN)
-        try:
-            await self._reconciler.stop()
-            await self._worker.idle()
-            await handover.seal(self._tables, self._recorder.salt)
-        except BaseException:
-            if self._gate.is_frozen():
-                self.thaw()
-            raise
-        if not self._gate.is_frozen():
-            raise NotInitializedError("the Manager was thawed or left before it was saved")
-        return handover.written(self._tables, self._recorder.salt)
+        return await self._session.save()
 
     def thaw(self) -> None:
         """Go on after all: the VM has not moved.
@@ -459,10 +297,7 @@ class Manager:
         Raises:
             NotInitializedError: the Manager is not frozen.
         """
-        if not self._gate.is_frozen():
-            raise NotInitializedError("the Manager is not frozen: there is nothing to thaw")
-        self._gate.phase = Phase.ENTERED
-        self._reconciler.start()
+        self._session.thaw()
 
     # --- Snapshots ---
 
@@ -474,17 +309,3 @@ class Manager:
     def slots(self) -> tuple[SlotStatus, ...]:
         """A snapshot of every slot, in order."""
         return self._tables.statuses()
-
-    # --- For the worker ---
-
-    def _answered(self, disk: DiskState) -> None:
-        """Who gave the disk back is off the journal before that is told: a step may take long."""
-        if disk.changed:
-            self._recorder.write_late(disk)
-
-    def _rested(self, disk: DiskState) -> None:
-        """The worker has no step to take for the disk."""
-        if self._survives:
-            self._recorder.write_late(disk)
-        if not disk.is_gone:
-            self._reconciler.rested(disk)

@@ -98,7 +98,7 @@ class ManagerMachine(RuleBasedStateMachine):
         )
         # What time decides is different each time.
         self.manager._reconciler.first_pause = 3600
-        self.manager._recorder.salt = SALT
+        self.manager._session.recorder.salt = SALT
         self._run(self.manager.__aenter__())
 
     # --- Rules ---

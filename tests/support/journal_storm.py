@@ -98,7 +98,7 @@ class JournalStorm(Storm):
 
     def _assert_written(self, manager: Manager) -> None:
         """The journal knows of all there is, and of who holds it, unless it had no room."""
-        if not manager._recorder.is_open:
+        if not manager._session.recorder.is_open:
             return
         records = {record.serial: record for record in self.journal.records()}
         for slot, attachment in self.host.attached.items():
@@ -110,7 +110,7 @@ class JournalStorm(Storm):
             assert facts[there.attachment.serial, path] is not Fact.NO
         granted = {(str(r.disk), grant.vm_id) for r in records.values() for grant in r.grants}
         assert granted >= self.host.granted
-        if not manager._recorder._late:
+        if not manager._session.recorder._late:
             held = {holder.id for record in records.values() for holder in record.holders}
             assert held == {mount.id for mount in manager.mounts}
 

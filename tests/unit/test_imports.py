@@ -24,6 +24,8 @@ LAYERS = (
     {"lifecycle", "attachments", "mounts", "recorder", "reconciliation"},
     {"worker", "mount_handle", "tables"},
     {"reconciler", "handover", "callers"},
+    {"inheritance"},
+    {"session"},
     {"manager"},
 )
 """The core, from the bottom: a module imports from lower layers and its own only."""

@@ -136,7 +136,7 @@ class TestMountedAgain:
     ) -> None:
         """A journal that has no room for a while loses no mount."""
         mount = await vanished(vm)
-        monkeypatch.setattr(vm.manager._worker, "_record", no_room)
+        monkeypatch.setattr(vm.manager._session.worker, "_record", no_room)
         await vm.manager.reconcile()
         monkeypatch.undo()
         hurried(vm.manager)
@@ -205,7 +205,7 @@ class TestMountedAgain:
         after = MemoryJournal()
         after._documents = dict(journal._documents)
         await manager._reconciler.stop()
-        for task in manager._worker._tasks.values():
+        for task in manager._session.worker._tasks.values():
             task.cancel()
         async with Manager(vm.host, vm.guest, journal=after) as manager:
             assert [mount.guest_path for mount in manager.mounts] == paths
