@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hotlun.host_paths import PathRules
     from hotlun.model import Slot
     from hotlun.records import Identity
-    from hotlun.wants import DiskState, Handle
+    from hotlun.states import DiskState, Handle
 
 _FORMATS: Final = {
     ".raw": ImageFormat.RAW,

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from hotlun.attachments import DiskRequest
     from hotlun.gate import Gate
     from hotlun.recorder import Recorder
+    from hotlun.states import DiskState, Handle, MountState
     from hotlun.tables import Tables
-    from hotlun.wants import DiskState, Handle, MountState
     from hotlun.worker import Worker
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from hotlun.reconciliation import Seen
     from hotlun.recorder import Recorder
     from hotlun.records import DiskRecord
+    from hotlun.states import DiskState
     from hotlun.tables import Tables
-    from hotlun.wants import DiskState
 
 
 class Inheritance:

@@ -13,12 +13,8 @@ from typing import TYPE_CHECKING
 
 from hotlun.errors import JournalError, OutcomeUnknownError
 from hotlun.facts import ATTACH, GRANT, MAYBE, MOUNT, NO, TABLE, UNDOING, UNMOUNT, YES, Step
+from hotlun.states import DiskState, GrantState, Handle, MountState, Waiter
 from hotlun.wants import (
-    DiskState,
-    GrantState,
-    Handle,
-    MountState,
-    Waiter,
     complete,
     fail_adding,
     fail_waiters,

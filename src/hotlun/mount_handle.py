@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from hotlun.model import Disk, MountConfig, Slot
-    from hotlun.wants import Handle
+    from hotlun.states import Handle
 
 _log = logging.getLogger("hotlun")
 

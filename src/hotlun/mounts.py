@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from hotlun.errors import DiskConflictError
 from hotlun.guest_paths import GuestPaths
-from hotlun.wants import MountState
+from hotlun.states import MountState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hotlun.backends.base import OSType
     from hotlun.model import Disk, MountConfig
-    from hotlun.wants import DiskState
+    from hotlun.states import DiskState
 
 
 class MountTable:

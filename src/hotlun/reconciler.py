@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from hotlun.backends.base import GuestBackend, HostBackend
     from hotlun.events import Event
-    from hotlun.wants import DiskState
+    from hotlun.states import DiskState
     from hotlun.worker import Worker
 
     Findings = list[tuple[DiskState, Disagreement]]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from hotlun.facts import Fact
     from hotlun.model import Attachment
-    from hotlun.wants import DiskState, MountState
+    from hotlun.states import DiskState, MountState
 
 
 class Finding(StrEnum):

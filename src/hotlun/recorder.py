@@ -18,7 +18,7 @@ from hotlun.errors import JournalError
 from hotlun.facts import TABLE, Fact
 from hotlun.model import Attachment
 from hotlun.records import DiskRecord, GrantRecord, HolderRecord, MountRecord, salt_of
-from hotlun.wants import DiskState, GrantState, Handle, MountState
+from hotlun.states import DiskState, GrantState, Handle, MountState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

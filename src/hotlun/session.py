@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from hotlun.journal import Journal
     from hotlun.mounts import MountTable
     from hotlun.slots import SlotTable
-    from hotlun.wants import DiskState
+    from hotlun.states import DiskState
 
 
 class Session:

@@ -12,7 +12,7 @@ from hotlun import wants
 from hotlun.attachments import AttachmentTable, status, unique_names
 from hotlun.errors import DiskConflictError, NoAvailableLocationError
 from hotlun.model import Attachment
-from hotlun.wants import DiskState
+from hotlun.states import DiskState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hotlun.mounts import MountTable
     from hotlun.owners import Owner
     from hotlun.slots import SlotStatus, SlotTable
-    from hotlun.wants import Answer, Handle, MountState
+    from hotlun.states import Answer, Handle, MountState
 
 
 class Tables:

@@ -17,7 +17,8 @@ from hotlun.backends import base
 from hotlun.errors import HotlunError, OutcomeUnknownError, SlotTakenError
 from hotlun.facts import ATTACH, GRANT, MOUNT, UNPLUG, Step
 from hotlun.model import GuestMount
-from hotlun.wants import DiskState, GrantState, MountState, halt, has_work
+from hotlun.states import DiskState, GrantState, MountState
+from hotlun.wants import halt, has_work
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Container

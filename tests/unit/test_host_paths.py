@@ -13,7 +13,7 @@ import pytest
 from hotlun import Attachment, DiskConflictError, ImageFormat, Slot
 from hotlun.attachments import AttachmentTable, identify, physical_disk, virtual_disk
 from hotlun.host_paths import HERE, Posix, Windows, moved, same
-from hotlun.wants import DiskState
+from hotlun.states import DiskState
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,14 +13,8 @@ from hotlun.errors import BackendError, OutcomeUnknownError
 from hotlun.facts import TABLE, UNDOING, Action, Fact, Kind
 from hotlun.lifecycle import begin, done, failed, next_step
 from hotlun.model import Attachment, Disk, DiskKind, MountConfig, Slot
-from hotlun.wants import (
-    DiskState,
-    MountState,
-    ask_release,
-    is_on_its_way,
-    join,
-    settle,
-)
+from hotlun.states import DiskState, MountState
+from hotlun.wants import ask_release, is_on_its_way, join, settle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

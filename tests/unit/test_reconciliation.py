@@ -41,7 +41,7 @@ from hotlun.model import Presence
 from hotlun.owners import NOBODY
 from hotlun.reconciler import Reconciler
 from hotlun.recorder import disk_of
-from hotlun.wants import DiskState, Handle
+from hotlun.states import DiskState, Handle
 from hotlun.worker import Worker
 
 if TYPE_CHECKING:
