@@ -1,9 +1,9 @@
 """What must survive this process: documents, replaced before and after each step.
 
 A journal is a dumb and durable table. What stands in the documents, and when they are
-written, is `documents` and `recorder`; here it is only made sure that what is written
-together is there whole or not at all, whenever the process is killed, and that nobody
-else writes.
+written, is for `journal_documents` and `recorder`; here it is only made sure that what is
+written together is there whole or not at all, whenever the process is killed, and that
+nobody else writes.
 
 The SQLite file is written without waiting for the storage (WAL, `synchronous=NORMAL`):
 what a killed process has written is the kernel's already, and if the host itself goes

@@ -1,9 +1,9 @@
 """Keeps the journal true: what is to happen to a disk stands there before it happens.
 
-records     what is known of a disk, to be written down
-documents   how it is written down: a disk, and each that holds it, in one of its own
-journal     where
-recorder    when, and from what: this file
+records             what is known of a disk, to be written down
+journal_documents   how: a disk, and each that holds it, in one of its own
+journal             where
+recorder            when, and from what: this file
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import logging
 import secrets
 from typing import TYPE_CHECKING
 
-from hotlun.documents import DiskText, holder_name, holder_text, understood
 from hotlun.errors import JournalError
 from hotlun.facts import TABLE, Fact
+from hotlun.journal_documents import DiskText, holder_name, holder_text, understood
 from hotlun.model import Attachment
 from hotlun.records import DiskRecord, GrantRecord, HolderRecord, MountRecord, salt_of
 from hotlun.states import DiskState, GrantState, Handle, MountState

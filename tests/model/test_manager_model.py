@@ -41,8 +41,8 @@ from hotlun import (
     Slot,
 )
 from hotlun.backends.memory import Gate, MemoryGuestBackend, MemoryHostBackend
-from hotlun.documents import understood
 from hotlun.journal import MemoryJournal
+from hotlun.journal_documents import understood
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine

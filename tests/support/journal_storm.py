@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from support.storm import CONFIGS, EXPECTED, Storm, assert_drained
 
 from hotlun import AlreadyReleasedError, BackendError, JournalError, Manager
-from hotlun.documents import understood
 from hotlun.facts import Fact
 from hotlun.journal import MemoryJournal
+from hotlun.journal_documents import understood
 from hotlun.recorder import with_holders
 
 if TYPE_CHECKING:

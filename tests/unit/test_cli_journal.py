@@ -14,8 +14,8 @@ from support.memory import EXT4, A, B
 from hotlun import Manager
 from hotlun.backends.memory import MemoryGuestBackend, MemoryHostBackend
 from hotlun.cli import main
-from hotlun.documents import disk_name
 from hotlun.journal import SQLiteJournal
+from hotlun.journal_documents import disk_name
 
 if TYPE_CHECKING:
     from pathlib import Path

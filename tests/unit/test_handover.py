@@ -23,9 +23,9 @@ from hotlun import (
     Secret,
     SlotState,
 )
-from hotlun.documents import understood
 from hotlun.host_paths import moved
 from hotlun.journal import MemoryJournal
+from hotlun.journal_documents import understood
 
 if TYPE_CHECKING:
     from pathlib import Path

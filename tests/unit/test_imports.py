@@ -20,7 +20,7 @@ LAYERS = (
     {"model"},
     {"backends.base", "facts", "events", "journal"},
     {"states", "slots", "guest_paths", "records", "record_checks", "event_streams"},
-    {"wants", "documents"},
+    {"wants", "journal_documents"},
     {"lifecycle", "attachments", "mounts", "recorder", "reconciliation"},
     {"worker", "mount_handle", "tables"},
     {"reconciler", "handover", "callers"},

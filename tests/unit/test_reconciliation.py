@@ -27,7 +27,6 @@ from hotlun import (
     VMGoneError,
 )
 from hotlun.backends.memory import MemoryGuestBackend, MemoryHostBackend
-from hotlun.documents import understood
 from hotlun.events import (
     ConnectionRestored,
     DisagreementSettled,
@@ -37,6 +36,7 @@ from hotlun.events import (
 )
 from hotlun.facts import Fact
 from hotlun.journal import MemoryJournal
+from hotlun.journal_documents import understood
 from hotlun.model import Presence
 from hotlun.owners import NOBODY
 from hotlun.reconciler import Reconciler

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotlun import Disk, DiskKind, ImageFormat, MountConfig, Secret, Slot, Verity, record_checks
-from hotlun.documents import DiskText
 from hotlun.facts import Fact
+from hotlun.journal_documents import DiskText
 from hotlun.owners import NOBODY, Owner
 from hotlun.records import DiskRecord, GrantRecord, HolderRecord, MountRecord, salt_of
 

@@ -27,8 +27,8 @@ from hotlun import (
     SlotState,
 )
 from hotlun.backends.memory import MemoryGuestBackend, MemoryHostBackend
-from hotlun.documents import holder_name, understood
 from hotlun.journal import MemoryJournal, SQLiteJournal
+from hotlun.journal_documents import holder_name, understood
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping

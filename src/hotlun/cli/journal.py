@@ -31,8 +31,8 @@ def show(path: str) -> None:
     A line for each disk, and below it one for each guest mount, grant and holder. "maybe"
     is what was under way when it was written: entering a Manager finds it out.
     """
-    from hotlun.documents import understood
     from hotlun.journal import SQLiteJournal
+    from hotlun.journal_documents import understood
 
     records = understood(SQLiteJournal(path).peek(), path)
     for record in records:
@@ -52,8 +52,8 @@ def forget(path: str, yes: bool) -> None:
     Access to disks that was granted to the VM is revoked. If the VM still runs its disks
     stay attached, and nobody knows of them any more: release them instead.
     """
-    from hotlun.documents import names, understood
     from hotlun.journal import SQLiteJournal
+    from hotlun.journal_documents import names, understood
 
     database = SQLiteJournal(path)
     try:

@@ -12,8 +12,8 @@ from support.memory import EXT4, VM, XFS, A, B
 
 from hotlun import JournalError, Manager, MountConfig, Slot
 from hotlun.backends.memory import MemoryGuestBackend, MemoryHostBackend
-from hotlun.documents import disk_name, holder_name, names, understood
 from hotlun.journal import MemoryJournal, SQLiteJournal
+from hotlun.journal_documents import disk_name, holder_name, names, understood
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
