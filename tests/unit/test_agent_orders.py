@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from fuzz.grammar import Message
@@ -15,7 +15,8 @@ from support.guest import FakeGuest
 from hotlun.agent.orders import Orders
 from hotlun.agent.threads import Threads
 from hotlun.agent.uevents import Deadline
-from hotlun.bridge import messages
+from hotlun.bridge import documents, messages
+from hotlun.bridge.frames import FrameDecoder
 from hotlun.bridge.messages import MessageType
 
 if TYPE_CHECKING:
@@ -23,7 +24,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DISK = DISKS[0]
+_SIGNED = {"minimum": -1 << 31, "maximum": (1 << 31) - 1}
 DRIVER = "/sys/bus/scsi/drivers/sd"
+MOUNT = {
+    "RequestType": "Add",
+    "ResourceType": "MappedVirtualDisk",
+    "Settings": {"MountPath": "/run/mounts/m0"},
+}
 UNPLUG = {"RequestType": "Remove", "ResourceType": "SCSIDevice", "Settings": {}}
 
 
@@ -36,12 +43,23 @@ def target() -> Iterator[Target]:
 
 def unplug(target: Target) -> list[str]:
     """Have the disk at 0:0 unplugged; what was wrong with that."""
-    talk = (
-        Message(MessageType.NEGOTIATE_PROTOCOL, 1, messages.negotiate_request()),
-        Message(MessageType.MODIFY_SETTINGS, 2, messages.modify_request(UNPLUG)),
-    )
+    return ask(target, [UNPLUG])
+
+
+def ask(target: Target, requests: list[dict[str, Any]]) -> list[str]:
+    """Ask for things one after another; what was wrong with how that went."""
+    talk = [Message(MessageType.NEGOTIATE_PROTOCOL, 1, messages.negotiate_request())]
+    for number, request in enumerate(requests, 2):
+        document = messages.modify_request(request)
+        talk.append(Message(MessageType.MODIFY_SETTINGS, number, document))
     writes = tuple(encoded(message) for message in talk)
     return target.feed(Input(0, writes, drops=False, by_socket=False, faults={}, luck=7))
+
+
+def results(target: Target) -> list[int]:
+    """What was answered to each request, as the code."""
+    frames = FrameDecoder().feed(target.answers)[1:]
+    return [documents.decode(frame.payload).integer("Result", **_SIGNED) for frame in frames]
 
 
 def test_the_driver_goes_before_the_device(target: Target) -> None:
@@ -80,6 +98,16 @@ def test_a_disk_that_comes_at_that_moment_gets_its_driver_back(target: Target) -
     device = guest.device(DISK)
     assert device is not None
     assert "block" in device.entries
+
+
+def test_a_disk_without_its_driver_is_mounted(target: Target) -> None:
+    """It was to go, and stayed: whoever was to let it go died, or the kernel did not."""
+    device = target.guest.device(DISK)
+    assert device is not None
+    device.entries["delete"].ordered = lambda _: None
+    assert ask(target, [UNPLUG, MOUNT]) == []
+    assert results(target)[1] == 0
+    assert "/run/mounts/m0" in target.guest.changes()
 
 
 @pytest.fixture

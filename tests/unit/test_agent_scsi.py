@@ -121,6 +121,46 @@ def test_a_disk_that_comes_is_heard_of(guest: FakeGuest) -> None:
     assert waiter.result().name == "sdb"
 
 
+def without_a_driver(guest: FakeGuest) -> Path:
+    """A SCSI device that the driver of disks has not taken, or has left; that driver's `bind`."""
+    guest.sysfs(1).mkdir()
+    (guest.sys / "bus/scsi/devices" / guest.address(1)).symlink_to(guest.sysfs(1))
+    bind = guest.sys / "bus/scsi/drivers/sd/bind"
+    bind.parent.mkdir(parents=True)
+    bind.write_text("")
+    return bind
+
+
+@pytest.mark.root
+def test_a_disk_that_has_lost_its_driver_gets_it_back(guest: FakeGuest) -> None:
+    """An agent was killed that had begun to let it go: no event would ever tell of it."""
+    bind = without_a_driver(guest)
+    make_node(guest, "sda", DISK)
+    waiter = Waiter(guest)
+    assert wait_for_order(bind) == guest.address(1)
+    guest.announce(guest.add_disk(1, "sda", DISK))
+    assert waiter.result().name == "sda"
+
+
+@pytest.mark.root
+def test_a_disk_that_its_driver_is_looking_at_is_waited_for(guest: FakeGuest) -> None:
+    """It is not to be bound: it is, and its disk is about to be there."""
+    bind = without_a_driver(guest)
+    (guest.sysfs(1) / "driver").symlink_to(bind.parent)
+    with pytest.raises(RequestError, match="no disk at SCSI address"):
+        guest.scsi.wait_for(SLOT, 0, Deadline(0.1))
+    assert bind.read_text() == ""
+
+
+@pytest.mark.root
+def test_a_device_that_no_driver_takes_is_a_time_out(guest: FakeGuest) -> None:
+    """It is tried once, not for ever."""
+    bind = without_a_driver(guest)
+    with pytest.raises(RequestError, match="no disk at SCSI address"):
+        guest.scsi.wait_for(SLOT, 0, Deadline(0.2))
+    assert bind.read_text() == guest.address(1)
+
+
 @pytest.mark.root
 def test_the_node_may_come_after_the_disk(guest: FakeGuest) -> None:
     """And one left by an earlier disk, with another number, is not taken for it."""

@@ -1,4 +1,4 @@
-"""What the kernel is told about SCSI devices: let one go, look for one, ask one again.
+"""What the kernel is told about SCSI devices: let one go, look for one, take one, ask one again.
 
 Each is a file in sysfs, written to. That returns when it is done, and for a disk that
 does not answer any more it can take minutes, so that a thread of its own does it.
@@ -88,6 +88,16 @@ class Orders:
         if file is not None:
             self._have_done(file, lambda: _write(file, b"1\n"), deadline)
 
+    def bind(self, device: str, deadline: Deadline) -> None:
+        """Have the driver of disks take a device; nothing happens to one that has a driver.
+
+        If that is just being bound, or unbound, this waits for it (the device's lock).
+        """
+        file = self._driver("bind")
+        if file is not None:
+            address = os.path.basename(device).encode()
+            self._have_done(file, lambda: _write(file, address), deadline)
+
     def look_for(self, address: str, deadline: Deadline) -> None:
         """Have the kernel look for a device at an address, `2:0:0:1`, where it knows of none."""
         host, place = address.split(":", 1)
@@ -110,12 +120,16 @@ class Orders:
                 self._tell_driver("bind", address)
 
     def _tell_driver(self, order: str, address: str) -> None:
-        file = _opened(os.path.join(self._kernel.sys, _DRIVER, order))
+        file = self._driver(order)
         if file is not None:
             try:
                 _write(file, address.encode())
             finally:
                 os.close(file)
+
+    def _driver(self, order: str) -> int | None:
+        """The descriptor by which the driver of disks is told what to do; None without one."""
+        return _opened(os.path.join(self._kernel.sys, _DRIVER, order))
 
     def _have_done(
         self,

@@ -244,9 +244,24 @@ class ScsiDisks:
         Args:
             was: what has been done already, for the error.
         """
+        bound: list[str] = []
+
+        def look() -> BlockDevice | None:
+            """A device that was about to be let go, by one who was killed then, has no driver."""
+            try:
+                device = self._device(address)
+            except FileNotFoundError:
+                return None
+            disk = self._disk_of(slot, address, device)
+            if disk is None and not bound and not self._kernel.exists(f"{device}/driver"):
+                bound.append(device)
+                self._orders.bind(device, deadline)
+                disk = self._disk_of(slot, address, device)
+            return disk
+
         while True:
             disk = self._uevents.wait_until(
-                lambda: self._disk(slot, address),
+                look,
                 address,
                 deadline,
                 look_again=_DISK_LOOK_AGAIN,

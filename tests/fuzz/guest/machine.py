@@ -91,6 +91,8 @@ PROFILE = Profile(
     },
 )
 
+_DRIVER = "/sys/bus/scsi/drivers/sd"
+
 _LOCK = b"1: OFDLCK ADVISORY  READ  -1 00:06:321 0 EOF\n"
 """In /proc/locks, while somebody's program is at work on a disk."""
 
@@ -238,9 +240,8 @@ class Guest:
             scan = tree.file(f"/sys/class/scsi_host/host{host}/scan")
             scan.ordered = lambda order, host=host: self._look_for(host, order)
         tree.directory("/sys/class/block")
-        driver = "/sys/bus/scsi/drivers/sd"
-        tree.file(f"{driver}/bind").ordered = functools.partial(self._told, self._bind)
-        tree.file(f"{driver}/unbind").ordered = functools.partial(self._told, self._unbind)
+        tree.file(f"{_DRIVER}/bind").ordered = functools.partial(self._told, self._bind)
+        tree.file(f"{_DRIVER}/unbind").ordered = functools.partial(self._told, self._unbind)
         for disk in DISKS:
             if "late" not in disk.traits:
                 self.plug(disk)
@@ -308,6 +309,10 @@ class Guest:
     def _bind(self, disk: Disk) -> None:
         tree = self.tree
         device = tree.touch(tree.directory(self._place(disk)))
+        if "driver" in device.entries:
+            return
+        driver = device.entries["driver"] = Node(stat.S_IFLNK | 0o777)
+        driver.target = _DRIVER
         folder = device.entries["block"] = Node(stat.S_IFDIR | 0o755, device)
         number = f"8:{disk.minor}"
         block = self._block(folder, disk, disk.name, number, disk.holds, "")
@@ -318,7 +323,9 @@ class Guest:
 
     def _unbind(self, disk: Disk) -> None:
         tree = self.tree
-        tree.touch(tree.directory(self._place(disk))).entries.pop("block", None)
+        device = tree.touch(tree.directory(self._place(disk)))
+        for name in ("block", "driver"):
+            device.entries.pop(name, None)
         for name in (disk.name, *(f"{disk.name}{n}" for n, _ in enumerate(disk.partitions, 1))):
             tree.touch(tree.directory("/dev")).entries.pop(name, None)
         for at in range(len(disk.partitions) + 1):
