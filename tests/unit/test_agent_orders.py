@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,15 +19,17 @@ from hotlun.agent.orders import Orders
 from hotlun.agent.threads import Threads
 from hotlun.agent.uevents import Deadline
 from hotlun.bridge import documents, messages
+from hotlun.bridge.codes import HResult
 from hotlun.bridge.frames import FrameDecoder
 from hotlun.bridge.messages import MessageType
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 DISK = DISKS[0]
 _SIGNED = {"minimum": -1 << 31, "maximum": (1 << 31) - 1}
+_TIMEOUT = HResult.TIMEOUT - (1 << 32)
 DRIVER = "/sys/bus/scsi/drivers/sd"
 MOUNT = {
     "RequestType": "Add",
@@ -41,19 +46,21 @@ def target() -> Iterator[Target]:
         yield target
 
 
-def unplug(target: Target) -> list[str]:
+def unplug(target: Target, faults: Mapping[int, int] = MappingProxyType({})) -> list[str]:
     """Have the disk at 0:0 unplugged; what was wrong with that."""
-    return ask(target, [UNPLUG])
+    return ask(target, [UNPLUG], faults)
 
 
-def ask(target: Target, requests: list[dict[str, Any]]) -> list[str]:
+def ask(
+    target: Target, requests: list[dict[str, Any]], faults: Mapping[int, int] = MappingProxyType({})
+) -> list[str]:
     """Ask for things one after another; what was wrong with how that went."""
     talk = [Message(MessageType.NEGOTIATE_PROTOCOL, 1, messages.negotiate_request())]
     for number, request in enumerate(requests, 2):
         document = messages.modify_request(request)
         talk.append(Message(MessageType.MODIFY_SETTINGS, number, document))
     writes = tuple(encoded(message) for message in talk)
-    return target.feed(Input(0, writes, drops=False, by_socket=False, faults={}, luck=7))
+    return target.feed(Input(0, writes, drops=False, by_socket=False, faults=faults, luck=7))
 
 
 def results(target: Target) -> list[int]:
@@ -108,6 +115,17 @@ def test_a_disk_without_its_driver_is_mounted(target: Target) -> None:
     assert ask(target, [UNPLUG, MOUNT]) == []
     assert results(target)[1] == 0
     assert "/run/mounts/m0" in target.guest.changes()
+
+
+def test_a_disk_loses_its_driver_only_if_it_goes(target: Target) -> None:
+    """Whatever the agent is short of at each of its steps."""
+    for step in itertools.count():
+        assert unplug(target, {step: errno.EMFILE}) == []
+        if not target.guest.injected:
+            break
+        device = target.guest.device(DISK)
+        if device is not None and results(target) != [_TIMEOUT]:
+            assert "block" in device.entries, f"step {step}"
 
 
 @pytest.fixture

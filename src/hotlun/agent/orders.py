@@ -108,7 +108,8 @@ class Orders:
 
     def _delete(self, file: int, device: str, inode: int) -> None:
         """Take a device's driver from it, and let it go by its `delete`, which is open."""
-        self._unbind(device, inode)
+        with contextlib.suppress(OSError):  # short of memory, say: without this it goes, too
+            self._unbind(device, inode)
         _write(file, b"1\n")
 
     def _unbind(self, device: str, inode: int) -> None:
