@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -53,6 +54,14 @@ class TestDevices:
         assert [one.device for one in found] == [OWN, OTHER, UNKNOWN, ""]
         found = ask(guest, asked(1), asked(3), asked(4))
         assert [one.device for one in found] == [OWN, OWN, ""]
+
+    def test_that_have_lost_their_driver(self, guest: FakeGuest) -> None:
+        """They are there until they are let go: the host must not take one away yet."""
+        guest.add_disk(1, "sda", "8:0", serial="h1")
+        shutil.rmtree(guest.sysfs(1) / "block")
+        link = {"MountPath": "/run/link", "BlockDevice": True}
+        found = ask(guest, asked(1, "h1", **link), asked(1, "h2"), asked(1))
+        assert found == [Found(OWN, [False]), Found(OTHER, []), Found(OWN, [])]
 
     def test_on_a_controller_that_is_not_there(self, guest: FakeGuest) -> None:
         """Nothing is there either."""

@@ -18,7 +18,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from hotlun.agent import holders, partitions
+from hotlun.agent import holders, partitions, vpd
 from hotlun.agent.claims import InUseError, claimed, wait_for_openers
 from hotlun.agent.controllers import Controllers, NoControllerError
 from hotlun.agent.errors import RequestError, words
@@ -123,8 +123,13 @@ class ScsiDisks:
         disk = disk or self._disk(slot, address)
         return self._partition(disk, partition) if disk and partition else disk
 
-    def known(self, slot: Slot, hosts: dict[int, int | None]) -> tuple[BlockDevice, str] | None:
-        """The disk if it is there now, and its serial as the kernel has it.
+    def known(
+        self, slot: Slot, hosts: dict[int, int | None]
+    ) -> tuple[BlockDevice | None, str] | None:
+        """What is in a slot now: the disk, and its serial as the kernel has it.
+
+        The disk is None while the device has no driver: it is not to be used, but is not let
+        go yet either.
 
         Args:
             hosts: of controllers that were looked for already; what is found is added.
@@ -142,12 +147,15 @@ class ScsiDisks:
             return None
         address = _address_at(host, slot)
         while True:
-            disk = self._disk(slot, address)
-            if disk is None:
+            try:
+                device = self._device(address)
+                disk = self._disk_of(slot, address, device)
+                serial = vpd.serial(device)
+                is_same = self._disk_of(slot, address, self._device(address)) == disk
+            except FileNotFoundError:
                 return None
-            identity = Identity.read(self._kernel, _device_of(disk), disk.sysfs)
-            if self._disk(slot, address) == disk:  # and not what has come in its place
-                return disk, identity.serial
+            if is_same:  # and not what has come in its place
+                return disk, serial
 
     def partition(self, disk: BlockDevice, number: int) -> BlockDevice | None:
         """A disk's partition if it is there now; the disk for 0."""
@@ -261,11 +269,7 @@ class ScsiDisks:
 
         while True:
             disk = self._uevents.wait_until(
-                look,
-                address,
-                deadline,
-                look_again=_DISK_LOOK_AGAIN,
-                is_awaited=True,
+                look, address, deadline, look_again=_DISK_LOOK_AGAIN, is_awaited=True
             )
             if disk is None:
                 raise RequestError(

@@ -59,6 +59,8 @@ class Survey:
         disk, serial = known
         if asked.serial and serial != asked.serial:
             return Found(OTHER if serial else UNKNOWN, nowhere)
+        if disk is None:
+            return Found(OWN, nowhere)
         return Found(OWN, [self._is_there(disk, mount) for mount in asked.mounts])
 
     def _is_there(self, disk: BlockDevice, asked: MountQuery) -> bool:

@@ -52,13 +52,12 @@ class Identity(NamedTuple):
         Raises:
             OSError: as `check_absent`.
         """
-        serial = serial_number(_page(device, "vpd_pg80"))
-        serial = serial or designated_serial(_page(device, "vpd_pg83"))
+        known = serial(device)
         try:
-            return cls(serial, int(kernel.attribute(f"{disk}/size")) * _SECTOR)
+            return cls(known, int(kernel.attribute(f"{disk}/size")) * _SECTOR)
         except OSError as error:
             check_absent(error)
-            return cls(serial)
+            return cls(known)
 
     def has_serial_of(self, wanted: Identity) -> bool:
         """Whether the serial is the one that is wanted, if one is."""
@@ -78,6 +77,18 @@ class Identity(NamedTuple):
             size = f"{self.size:,} bytes" if self.size is not None else "not known"
             parts.append(f"its size is {size}, not {wanted.size:,}")
         return " and ".join(parts)
+
+
+def serial(device: str) -> str:
+    """The serial of a SCSI device; `""` if it is not known.
+
+    Args:
+        device: its directory in sysfs.
+
+    Raises:
+        OSError: as `check_absent`.
+    """
+    return serial_number(_page(device, "vpd_pg80")) or designated_serial(_page(device, "vpd_pg83"))
 
 
 def serial_number(page: bytes) -> str:
