@@ -117,6 +117,13 @@ def test_a_disk_without_its_driver_is_mounted(target: Target) -> None:
     assert "/run/mounts/m0" in target.guest.changes()
 
 
+def test_a_disk_that_the_kernel_does_not_know_of_is_looked_for(target: Target) -> None:
+    """It has missed it, or an agent was killed before it could say that."""
+    assert ask(target, [UNPLUG, MOUNT]) == []
+    assert results(target) == [0, 0]
+    assert target.guest.device(DISK) is not None
+
+
 def test_a_disk_loses_its_driver_only_if_it_goes(target: Target) -> None:
     """Whatever the agent is short of at each of its steps."""
     for step in itertools.count():

@@ -174,6 +174,13 @@ def test_the_node_may_come_after_the_disk(guest: FakeGuest) -> None:
     assert waiter.result().number == DISK
 
 
+def test_a_disk_that_is_to_come_is_not_looked_for(guest: FakeGuest) -> None:
+    """The kernel hears of it, mostly, and looks itself."""
+    with pytest.raises(RequestError, match="no disk"):
+        guest.scsi.wait_for(SLOT, 0, Deadline(0.05))
+    assert guest.scan.read_text() == ""
+
+
 def test_a_disk_that_never_comes_is_a_time_out(guest: FakeGuest) -> None:
     """With the slot and the address in its words."""
     with pytest.raises(RequestError, match=r"disk 0:1: .*2:0:0:1 within 0\.2 s") as caught:

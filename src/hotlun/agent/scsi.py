@@ -25,6 +25,7 @@ from hotlun.agent.errors import RequestError, words
 from hotlun.agent.kernel import check_absent
 from hotlun.agent.openers import Openers
 from hotlun.agent.orders import Orders
+from hotlun.agent.reminder import Reminder
 from hotlun.agent.vpd import Identity
 from hotlun.agent.writeback import write_back
 from hotlun.bridge.codes import HResult
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
     from hotlun.agent.uevents import Deadline, Uevents
 
 _DISK_LOOK_AGAIN = 5.0
-"""Seconds between looks for a disk that nothing was heard of. Its coming is always announced,
-and after it is there: to look oftener costs, with hundreds of them, more than to find them."""
+"""Seconds between looks for a disk that nothing was heard of. If the kernel has not missed it,
+its coming is announced, and after it is there: to look oftener costs, with hundreds of them,
+more than to find them."""
 
 _NODE_LOOK_AGAIN = 0.02
 """Seconds between looks for a node in /dev, whose making is not announced without udev."""
@@ -252,20 +254,15 @@ class ScsiDisks:
         Args:
             was: what has been done already, for the error.
         """
-        bound: list[str] = []
+        reminder = Reminder(self._kernel, self._orders, address, deadline)
 
         def look() -> BlockDevice | None:
-            """A device that was about to be let go, by one who was killed then, has no driver."""
             try:
                 device = self._device(address)
             except FileNotFoundError:
-                return None
-            disk = self._disk_of(slot, address, device)
-            if disk is None and not bound and not self._kernel.exists(f"{device}/driver"):
-                bound.append(device)
-                self._orders.bind(device, deadline)
-                disk = self._disk_of(slot, address, device)
-            return disk
+                device = None
+            disk = self._disk_of(slot, address, device) if device else None
+            return self._disk(slot, address) if not disk and reminder.remind(device) else disk
 
         while True:
             disk = self._uevents.wait_until(
