@@ -36,6 +36,7 @@ while [ -e /proc/$old ]; do sleep 0.05; done
 """
 
 _LOOK = r"""
+echo /sys/bus/scsi/devices/*:0:0:*
 echo /sys/bus/scsi/devices/*:0:0:*/block/*
 grep -H . /sys/class/block/*/dm/name
 echo =
@@ -52,8 +53,8 @@ cat /proc/[0-9]*/cmdline
 class World:
     """All of a guest that an agent's work changes, each device by a name that stays.
 
-    A disk is called by its LUN, a partition by that and its number, a mapped device as
-    the device mapper has it.
+    A disk is called by its LUN, and so is a SCSI device, which can be without one; a partition
+    by that and its number, a mapped device as the device mapper has it.
     """
 
     devices: frozenset[str]
@@ -140,7 +141,7 @@ async def look(vm: Machine) -> World:
         )
 
     return World(
-        devices=frozenset(names.values()),
+        devices=frozenset([*names.values(), *_scsi_devices(devices)]),
         mounts=tuple(mount_info(named(line)) for line in mounts.splitlines()),
         files=tuple(sorted(map(named, files.splitlines()))),
         programs=tuple(
@@ -157,6 +158,10 @@ def steps_of(answer: Response) -> list[str]:
 def _disks(text: str) -> list[tuple[str, str]]:
     found = re.findall(r":0:0:(\d+)/block/(\w+)", text)
     return [(name, f"lun{lun}-") for lun, name in found]
+
+
+def _scsi_devices(text: str) -> list[str]:
+    return [f"device at lun{lun}" for lun in re.findall(r":0:0:(\d+)\s", text)]
 
 
 def _mapped(text: str) -> list[tuple[str, str]]:

@@ -369,6 +369,27 @@ async def test_what_was_begun_is_finished_or_undone(
             raise
 
 
+async def test_a_disk_that_was_half_let_go_is_mounted(stage: Stage, tmp_path: Path) -> None:
+    """Its driver has gone, and nobody but the next agent would have it back."""
+    case = CASES[0]
+    clean = await stage.undisturbed(case)
+    steps = clean.steps["unplug"]
+    step = next(at for at, name in enumerate(steps) if "drivers/sd/unbind" in name)
+    before = await look(stage.vm)
+    async with stage.attached(copied(clean.template, tmp_path)) as attachment:
+        wish = await stage.wish(attachment, case.path, case.config)
+        await stage.do(wish.mount)
+        await stage.do(wish.unmount)
+        await stage.kill(wish.unplug, step)
+        assert not (await look(stage.vm)).devices - before.devices - {"device at lun0"}
+        await stage.do(wish.mount)
+        await everything_is_there(stage, clean)
+        await stage.do(wish.unmount)
+        await stage.do(wish.unplug)
+    after = await until(stage.vm, lambda world: world == before)
+    assert after == before, after.differs_from(before)
+
+
 async def one_trial(stage: Stage, clean: Undisturbed, phase: str, step: int, folder: Path) -> None:
     before = await look(stage.vm)
     case = clean.case

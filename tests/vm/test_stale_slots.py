@@ -138,14 +138,23 @@ async def replaced(
     return new
 
 
-async def test_stale_devices_are_found_out(shared_vm: Machine, tmp_path: Path) -> None:
-    """The guest has most of 32 disks for the ones before them; all 32 mounts are right."""
+UNBIND = "cd /sys/bus/scsi/drivers/sd; for disk in *:0:0:*; do echo $disk >unbind; done"
+
+
+@pytest.mark.parametrize("before", ["", UNBIND], ids=["with a driver", "without"])
+async def test_stale_devices_are_found_out(shared_vm: Machine, tmp_path: Path, before: str) -> None:
+    """The guest has most of 32 disks for the ones before them; all 32 mounts are right.
+
+    Also if an agent that was killed had begun to let go of those.
+    """
     guest = DeafGuest(shared_vm.guest)
     async with Manager(shared_vm.host, guest) as manager:
         first = [made(tmp_path / f"a{n}.raw", f"a{n}", 2048) for n in range(DISKS)]
         old = list(await asyncio.gather(*(manager.add_virtual_disk(path) for path in first)))
         wanted = [[f"b{n}", f"b{n}", str(2048 + n)] for n in range(DISKS)]
         second = [made(tmp_path / f"{w[0]}.raw", w[0], int(w[2])) for w in wanted]
+        await all_known(shared_vm)
+        await shell(shared_vm, before)
         await replaced(shared_vm, manager, old, second)
         mounts = await asyncio.gather(*(manager.add_virtual_disk(p, mount=LINK) for p in second))
         assert await read(shared_vm, list(mounts)) == wanted
