@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import socket
 import subprocess
 import threading
@@ -16,7 +17,10 @@ from support.guest import DEADLINE, FakeGuest, image_of
 
 from hotlun.agent import partitions, syscalls
 from hotlun.agent.errors import AbandonedError, RequestError
+from hotlun.agent.kernel import Kernel
+from hotlun.agent.scsi import ScsiDisks
 from hotlun.agent.settings import Slot
+from hotlun.agent.threads import Threads
 from hotlun.agent.uevents import Deadline, Uevents
 from hotlun.agent.vpd import Identity
 from hotlun.bridge.codes import HResult
@@ -368,6 +372,26 @@ def test_a_device_that_stays_is_a_time_out(guest: FakeGuest) -> None:
     with pytest.raises(RequestError, match=r"disk 0:1 \(sda\): .* still has it") as caught:
         guest.scsi.unplug(SLOT, Deadline(0.2))
     assert caught.value.code == HResult.TIMEOUT
+
+
+class Losing(Kernel):
+    """Each disk loses its driver when it has been looked at."""
+
+    def attribute(self, path: str) -> str:
+        content = super().attribute(path)
+        if path.endswith("/dev"):
+            shutil.rmtree(os.path.dirname(os.path.dirname(path)))
+        return content
+
+
+def test_a_device_whose_disk_goes_first_is_let_go_nevertheless(guest: FakeGuest) -> None:
+    """As when an earlier request's time was over, and the kernel is still at it."""
+    guest.add_disk(1, "sda", DISK)
+    kernel = Losing(guest.kernel.sys, guest.kernel.proc, guest.kernel.dev)
+    disks = ScsiDisks(kernel, guest.uevents, Threads("order", kept=0))
+    with pytest.raises(RequestError, match="still has it"):
+        disks.unplug(SLOT, Deadline(0.2))
+    assert (guest.sysfs(1) / "delete").read_text() == "1\n"
 
 
 def add_process(guest: FakeGuest, pid: str, namespace: str, mountinfo: str) -> None:

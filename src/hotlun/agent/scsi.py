@@ -333,9 +333,10 @@ class ScsiDisks:
         claim: int | None = None,
     ) -> None:
         def is_same() -> bool:
-            if disk is not None and claim is not None:  # its name is no other's, so it will do
-                return self._kernel.exists(disk.sysfs)
-            return self._disk(slot, address) == disk
+            if disk is not None and claim is not None and self._kernel.exists(disk.sysfs):
+                return True  # as its name is no other's
+            # Without a disk the device has lost its driver by now, but is not let go yet.
+            return self._disk(slot, address) in (disk, None)
 
         if not self._orders.delete(device, is_same, deadline, first):
             raise RequestError(
