@@ -146,6 +146,14 @@ def test_a_disk_that_has_lost_its_driver_gets_it_back(guest: FakeGuest) -> None:
     assert waiter.result().name == "sda"
 
 
+def test_a_new_agent_has_disks_without_a_driver_taken(guest: FakeGuest) -> None:
+    """Whoever only attached one looks for it in the guest, and asks no agent for it."""
+    bind = without_a_driver(guest)
+    (guest.add_disk(2, "sda", DISK).parent.parent / "driver").symlink_to(bind.parent)
+    guest.scsi.take_up()
+    assert wait_for_order(bind) == guest.address(1)
+
+
 @pytest.mark.root
 def test_a_disk_that_its_driver_is_looking_at_is_waited_for(guest: FakeGuest) -> None:
     """It is not to be bound: it is, and its disk is about to be there."""

@@ -30,9 +30,11 @@ def main(arguments: list[str] | None = None) -> int:
     kernel = Kernel()
     try:
         uevents = Uevents()  # before anybody looks at sysfs
+        scsi = ScsiDisks(kernel, uevents, Threads("order"))
+        scsi.take_up()
         disks = Disks(
             kernel,
-            ScsiDisks(kernel, uevents, Threads("order")),
+            scsi,
             Mappings(kernel, DeviceMapper(kernel), uevents),
             Mounts(kernel),
             chosen.device_timeout,

@@ -13,6 +13,7 @@ are gone in a third of the time.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 from typing import TYPE_CHECKING
@@ -97,6 +98,16 @@ class Orders:
         if file is not None:
             address = os.path.basename(device).encode()
             self._have_done(file, lambda: _write(file, address), deadline)
+
+    def take_up(self) -> None:
+        """As `bind`, for each device without a driver, and without waiting for any.
+
+        An agent that was killed between a disk's driver and its device has left it so.
+        """
+        devices = f"{self._kernel.sys}/bus/scsi/devices"
+        for name in self._kernel.names(devices):
+            if ":0:0:" in name and not self._kernel.exists(f"{devices}/{name}/driver"):
+                self._threads.run(functools.partial(self._tell_driver, "bind", name))
 
     def look_for(self, address: str, deadline: Deadline) -> None:
         """Have the kernel look for a device at an address, `2:0:0:1`, where it knows of none."""

@@ -111,6 +111,10 @@ class ScsiDisks:
         self._openers = Openers(kernel)
         self._orders = Orders(kernel, uevents, threads)
 
+    def take_up(self) -> None:
+        """Have the kernel take up those that an agent before this one had begun to let go."""
+        self._orders.take_up()
+
     def find(self, slot: Slot, partition: int = 0, number: str = "") -> BlockDevice | None:
         """The device if it is there now.
 
