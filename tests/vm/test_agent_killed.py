@@ -381,7 +381,7 @@ async def test_a_disk_that_was_half_let_go_is_mounted(stage: Stage, tmp_path: Pa
         await stage.do(wish.mount)
         await stage.do(wish.unmount)
         await stage.kill(wish.unplug, step)
-        assert not (await look(stage.vm)).devices - before.devices - {"device at lun0"}
+        assert "device at lun0" in (await look(stage.vm)).devices
         await stage.do(wish.mount)
         await everything_is_there(stage, clean)
         await stage.do(wish.unmount)

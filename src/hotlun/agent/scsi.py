@@ -339,8 +339,7 @@ class ScsiDisks:
         def is_same() -> bool:
             if disk is not None and claim is not None and self._kernel.exists(disk.sysfs):
                 return True  # as its name is no other's
-            # Without a disk the device has lost its driver by now, but is not let go yet.
-            return self._disk(slot, address) in (disk, None)
+            return self._disk(slot, address) in (disk, None)  # None: only its driver has gone yet
 
         if not self._orders.delete(device, is_same, deadline, first):
             raise RequestError(
