@@ -84,7 +84,7 @@ async def look(vm: Machine) -> Seen:
     names = {os.path.dirname(os.path.dirname(path)): path for path in disks.split()}
     return Seen(
         mounts=tuple(mount_info(line) for line in mounts.splitlines()),
-        scsi=tuple(sorted(_scsi(path, names) for path in _matches(scsi))),
+        scsi=tuple(sorted(_scsi(path, names) for path in _matches(scsi) if _is_resolved(path))),
         block=tuple(map(os.path.basename, _matches(block))),
         mapped=tuple(map(os.path.basename, _matches(mapped))),
         nodes=tuple(sorted(node["node-name"] for node in nodes)),
@@ -140,6 +140,11 @@ def _unescaped(field: str) -> str:
 
 def _matches(paths: str) -> list[str]:
     return [path for path in paths.split() if "*" not in path]
+
+
+def _is_resolved(path: str) -> bool:
+    """Whether it is a device's own; that of a link which goes at that moment stays as it is."""
+    return not path.startswith("/sys/bus/")
 
 
 def _scsi(path: str, names: Mapping[str, str]) -> ScsiDevice:
