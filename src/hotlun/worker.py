@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hotlun.backends.base import GuestBackend, HostBackend
 
 logger = logging.getLogger("hotlun")
+_TASK = "hotlun's steps of a disk"
 
 
 class Worker:
@@ -73,7 +74,7 @@ class Worker:
         else:
             self._answered(disk)
             disk.working = True
-            task = asyncio.get_running_loop().create_task(self._run(disk))
+            task = asyncio.get_running_loop().create_task(self._run(disk), name=_TASK)
             if disk.working:  # not one that ran at once, as eager tasks do
                 self._tasks[disk] = task
 
