@@ -34,7 +34,6 @@ UNITS = {" ms": 1e-3, " s": 1.0}
 
 LOOKS: dict[str, dict[str, Any]] = {
     "ours": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
-    "ours spread": {"color": "#56B4E9", "marker": "v", "linestyle": (0, (3, 1))},
     "floor": {"color": "#000000", "marker": "x", "linestyle": "--"},
 }
 """Of series: colours of Okabe and Ito's, and told apart without any, too."""

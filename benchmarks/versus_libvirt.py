@@ -11,8 +11,7 @@ are the same. All ways take turns; medians; the first round is for warming up.
 
 Ours is a Manager on the VM's backends: all disks are added at once, and released at once.
 "Mounted" is when the last add has returned, "gone" when the last release has: unmounted,
-deleted in the guest, removed from QEMU, its image closed. "Spread" is the same over the four
-controllers (`SlotOrder.SPREAD`); the targets are about the order that nobody has to ask for.
+deleted in the guest, removed from QEMU, its image closed.
 
 Theirs is Debian's python3-libvirt and libvirtd (`libvirt_vm.py`), in three ways:
 
@@ -50,7 +49,7 @@ from attach import prepare
 from libvirt_vm import LibvirtVM, give
 from reporting import Report, arguments, in_turn, run
 
-from hotlun import Manager, MountConfig, SlotOrder
+from hotlun import Manager, MountConfig
 from hotlun.vm import Accelerator, Machine
 from hotlun.vm.hardware import FIRST_CONTROLLER_ADDRESS, Hardware
 from hotlun.vm.launch import Software
@@ -67,7 +66,7 @@ THREADS = 8
 while others are still being attached, it is sooner at times; but as often the guest has no time
 for anything but the shells that wait for their devices."""
 THEIRS = ("libvirt one by one", "libvirt at once", "libvirt by alias")
-WAYS = ("ours", *THEIRS, "ours spread")
+WAYS = ("ours", *THEIRS)
 PHASES = ("mounted", "gone", "gone from the guest, too")
 LIMITS = {"mounted": 1.5, "gone": 4.0}
 """How many times sooner than the best of theirs is aimed at."""
@@ -85,9 +84,9 @@ Seconds = tuple[float, float, float]
 """Until all are mounted; and from the beginning of their release, for the other phases."""
 
 
-async def ours(vm: Machine, images: Sequence[str], order: SlotOrder) -> Seconds:
+async def ours(vm: Machine, images: Sequence[str]) -> Seconds:
     """A Manager's."""
-    async with Manager(vm.host, vm.guest, slot_order=order) as manager:
+    async with Manager(vm.host, vm.guest) as manager:
         begin = time.perf_counter()
         mounts = await asyncio.gather(
             *(manager.add_virtual_disk(image, mount=CONFIG) for image in images)
@@ -186,11 +185,10 @@ async def compare(
         return sum(seconds)
 
     works: Sequence[Callable[[], Awaitable[Seconds]]] = (
-        partial(ours, vm, images, SlotOrder.LOWEST_FIRST),
+        partial(ours, vm, images),
         partial(asyncio.to_thread, theirs.one_by_one, images),
         partial(asyncio.to_thread, theirs.at_once, images, overlapping=False),
         partial(asyncio.to_thread, theirs.at_once, images, overlapping=True),
-        partial(ours, vm, images, SlotOrder.SPREAD),
     )
     turns = {way: partial(kept, way, work) for way, work in zip(WAYS, works, strict=True)}
     await in_turn(runs + 1, **turns)
@@ -208,13 +206,12 @@ async def measure(chosen: argparse.Namespace) -> Report:
         for disks in chosen.disks:
             found = await compare(vm, theirs, images[:disks], chosen.runs)
             for phase, seconds in found.items():
-                mine, *others, spread = seconds
+                mine, *others = seconds
                 ratio = mine / min(others)
                 figures = [each * 1e3 for each in seconds]
                 tables[phase].rows.append((disks, *figures, ratio))
                 name = f"{disks} disks {phase}"
                 report.ratios[name] = round(ratio, 3)
-                report.ratios[f"{name}, spread"] = round(spread / min(others), 3)
                 if phase in LIMITS:
                     report.aim(f"{name}: times sooner", 1 / ratio, LIMITS[phase], at_least=True)
     return report

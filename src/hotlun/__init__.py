@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     )
     from hotlun.mount_handle import Mount
     from hotlun.reconciliation import Disagreement, Finding, Resolution
-    from hotlun.slots import SlotOrder, SlotState, SlotStatus
+    from hotlun.slots import SlotState, SlotStatus
 
 __all__ = [  # grouped as in the documentation
     # values
@@ -56,7 +56,6 @@ __all__ = [  # grouped as in the documentation
     "Presence",
     "Secret",
     "Slot",
-    "SlotOrder",
     "SlotState",
     "SlotStatus",
     "Verity",

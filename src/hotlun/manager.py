@@ -16,7 +16,7 @@ from hotlun.model import Slot
 from hotlun.mount_handle import Mount
 from hotlun.mounts import MountTable
 from hotlun.session import Session
-from hotlun.slots import SlotOrder, SlotTable
+from hotlun.slots import SlotTable
 
 if TYPE_CHECKING:
     import os
@@ -44,8 +44,6 @@ class Manager:
         guest_mount_format: for generated guest paths, with exactly one `%d`; the
             default is `/run/mounts/scsi/m%d`, or `c:\\mounts\\scsi\\m%d` in Windows.
         reserved_slots: given out to nobody, and never detached.
-        slot_order: which free slot is the next one. Spread over the controllers, many disks
-            at once go much sooner from a Linux guest.
         journal: where what is attached and mounted is written down, so that it outlives this
             process; None, and leaving releases everything.
 
@@ -63,7 +61,6 @@ class Manager:
         luns_per_controller: int = 64,
         guest_mount_format: str | None = None,
         reserved_slots: Iterable[Slot] = (),
-        slot_order: SlotOrder = SlotOrder.LOWEST_FIRST,
         journal: Journal | None = None,
     ) -> None:
         if not isinstance(host, base.HostBackend):
@@ -71,7 +68,7 @@ class Manager:
         if not isinstance(guest, base.GuestBackend):
             raise TypeError(f"guest is no GuestBackend: {guest!r}")
         usable = base.usable_controllers(guest)
-        slots = SlotTable(controllers, luns_per_controller, usable, slot_order)
+        slots = SlotTable(controllers, luns_per_controller, usable)
         for slot in (reserved := list(reserved_slots)):
             if not isinstance(slot, Slot):
                 raise TypeError(f"a reserved slot is a Slot: {slot!r}")

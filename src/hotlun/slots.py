@@ -1,4 +1,4 @@
-"""Which slot is free, taken, reserved or quarantined, and which is given out next."""
+"""Which slot is free, taken, reserved or quarantined. Lowest first."""
 
 from __future__ import annotations
 
@@ -25,19 +25,6 @@ class SlotState(StrEnum):
     """Holds what nobody owns and what could not be undone; given to no other disk."""
 
 
-class SlotOrder(StrEnum):
-    """Which free slot is the next one."""
-
-    LOWEST_FIRST = "lowest first"
-    """Controller 0 LUN 0, 1, 2... then controller 1."""
-    SPREAD = "spread"
-    """LUN 0 of each controller, then LUN 1 of each.
-
-    Linux adds and removes the devices of one SCSI host one after another (scan_mutex), and
-    waits for RCU with each that goes; those of several hosts go side by side.
-    """
-
-
 @dataclass(frozen=True, slots=True)
 class SlotStatus:
     """A snapshot of one slot.
@@ -61,32 +48,21 @@ class SlotTable:
         controllers: how many the VM has.
         luns: how many LUNs each of them has.
         usable_controllers: how many of them the guest can use; None for all.
-        order: in which they are given out. A slot's index is its place there.
 
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: no controllers or LUNs.
     """
 
-    def __init__(
-        self,
-        controllers: int,
-        luns: int,
-        usable_controllers: int | None = None,
-        order: SlotOrder = SlotOrder.LOWEST_FIRST,
-    ) -> None:
+    def __init__(self, controllers: int, luns: int, usable_controllers: int | None = None) -> None:
         for name, count in (("controllers", controllers), ("LUNs", luns)):
             if not isinstance(count, int):
                 raise TypeError(f"the number of {name} is an int: {count!r}")
             if count < 1:
                 raise ValueError(f"a VM without {name} has no slots: {count}")
-        if not isinstance(order, SlotOrder):
-            raise TypeError(f"the order of slots is a SlotOrder: {order!r}")
         self.controllers = controllers
         self.luns = luns
         usable = controllers if usable_controllers is None else min(controllers, usable_controllers)
-        self._usable = usable
-        self._spread = order is SlotOrder.SPREAD
         self._end = usable * luns
         self._remedy = (
             f"take another VM: this guest uses no controller above {usable - 1}"
@@ -100,6 +76,8 @@ class SlotTable:
         self._reserved: dict[int, str] = {}
         self._claimed: set[int] = set()
         """Given to whoever named them, out of turn."""
+        self._made: dict[int, Slot] = {}
+        """Those that were given out, by index."""
 
     def __iter__(self) -> Iterator[Slot]:
         return (Slot(*divmod(i, self.luns)) for i in range(self.controllers * self.luns))
@@ -122,7 +100,7 @@ class SlotTable:
         return SlotStatus(slot, SlotState.RESERVED if reason else SlotState.FREE, reason=reason)
 
     def take(self) -> Slot:
-        """The next free slot.
+        """The lowest free slot.
 
         Raises:
             NoAvailableLocationError: there is none.
@@ -156,12 +134,10 @@ class SlotTable:
         return index not in self._reserved and index not in self._claimed
 
     def _slot(self, index: int) -> Slot:
-        if self._spread:
-            lun, controller = divmod(index, self._usable)
-            return Slot(controller, lun)
-        return Slot(*divmod(index, self.luns))
+        slot = self._made.get(index)
+        if slot is None:
+            slot = self._made[index] = Slot(*divmod(index, self.luns))
+        return slot
 
     def _index(self, slot: Slot) -> int:
-        if self._spread and slot.controller < self._usable:
-            return slot.lun * self._usable + slot.controller
         return slot.controller * self.luns + slot.lun

@@ -26,7 +26,6 @@ from hotlun import (
     Resolution,
     Secret,
     Slot,
-    SlotOrder,
     SlotState,
     SlotStatus,
     Verity,
@@ -80,8 +79,6 @@ async def backends() -> None:
     Manager(Half(), guest)  # type: ignore[arg-type]
     Manager(guest, host)  # type: ignore[arg-type]
     Manager(host, guest, 4)  # type: ignore[misc]
-    Manager(host, guest, slot_order=SlotOrder.SPREAD)
-    Manager(host, guest, slot_order="up")  # type: ignore[arg-type]
     async with (
         QEMUHostBackend.connect("/qmp", controllers=("scsi0",), timeout=5) as qemu,
         BridgeConnection.connect_unix("/agent", timeout=5) as connection,

@@ -9,7 +9,6 @@ from hotlun import (
     Manager,
     NoAvailableLocationError,
     Slot,
-    SlotOrder,
     SlotState,
     SlotTakenError,
 )
@@ -26,40 +25,6 @@ async def test_lowest_first() -> None:
         await mounts[3].release()
         await mounts[1].release()
         assert (await vm.add(A)).slot == Slot(0, 1)
-
-
-async def test_spread_over_the_controllers() -> None:
-    """LUN 0 of each, then LUN 1; what comes back is given out again where it is first."""
-    async with VM(controllers=2, luns_per_controller=2, slot_order=SlotOrder.SPREAD) as vm:
-        mounts = [await vm.add(f"/d/{n}.img") for n in range(4)]
-        assert [m.slot for m in mounts] == [Slot(0, 0), Slot(1, 0), Slot(0, 1), Slot(1, 1)]
-        with pytest.raises(NoAvailableLocationError):
-            await vm.add(A)
-        await mounts[3].release()
-        await mounts[1].release()
-        assert (await vm.add(A)).slot == Slot(1, 0)
-        assert [s.slot for s in vm.manager.slots()] == sorted(m.slot for m in mounts)
-
-
-async def test_spread_over_what_can_be_used() -> None:
-    """Reserved slots, those claimed by disks of before, and other controllers are left out."""
-    slots = SlotTable(3, 2, 2, SlotOrder.SPREAD)
-    slots.reserve([Slot(0, 0), Slot(2, 0)], "reserved")
-    slots.claim(Slot(1, 0))
-    assert [slots.take(), slots.take()] == [Slot(0, 1), Slot(1, 1)]
-    with pytest.raises(NoAvailableLocationError):
-        slots.take()
-    slots.give_back(Slot(1, 0))
-    assert slots.take() == Slot(1, 0)
-    states = {str(status.slot): status.state for status in map(slots.status, slots)}
-    assert [slot for slot, state in states.items() if state == "reserved"] == ["0:0", "2:0", "2:1"]
-
-
-async def test_an_order_that_is_none() -> None:
-    """A mistake in a constant is told at once."""
-    host = MemoryHostBackend()
-    with pytest.raises(TypeError, match="SlotOrder"):
-        Manager(host, MemoryGuestBackend(host), slot_order="up")  # type: ignore[arg-type]
 
 
 async def test_none_is_free() -> None:
