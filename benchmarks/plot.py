@@ -138,7 +138,8 @@ def _drawn(panels: Panels) -> Figure:
     axes[1][0].set_ylim(bottom=0)
     axes[0][0].set_ylabel("all of them: seconds")
     axes[1][0].set_ylabel("each of them: milliseconds")
-    picture.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    lines = {line.get_label(): line for panel in axes[0] for line in panel.get_lines()}
+    picture.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=4)
     return picture
 
 
