@@ -150,13 +150,10 @@ class Tables:
 
     def settle(self, disk: DiskState) -> None:
         """Answer the wants on a disk, and give back what it holds no more."""
-        is_on_its_way = wants.is_on_its_way(disk)
-        if not is_on_its_way:
+        if not wants.is_on_its_way(disk):
             wants.settle(disk)
         while disk.unmounted:
             self.guest_mounts.remove(disk.unmounted.pop())
-        if is_on_its_way:
-            return
         while disk.left:
             self.mounts.pop(disk.left.pop(), None)
         if disk.vacated and disk.slot is not None:

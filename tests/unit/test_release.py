@@ -50,6 +50,19 @@ async def test_leaving_the_mount_releases_it_quietly(vm: VM) -> None:
     vm.assert_empty()
 
 
+async def test_a_mount_is_none_as_soon_as_it_is_given_back(vm: VM) -> None:
+    """Whatever still goes on with another one of the disk."""
+    one, two = await vm.add(), await vm.add(mount=XFS)
+    gate = vm.guest.stall("unmount", at=2)
+    first, second = start(one.release()), start(two.release())
+    await gate.reached.wait()
+    await first
+    left = vm.manager.mounts
+    gate.open()
+    await second
+    assert left == (two,)
+
+
 async def test_a_failed_release_does_not_hide_the_bodys_error(vm: VM) -> None:
     """It becomes a note."""
     vm.guest.fail("unmount", refusal())
