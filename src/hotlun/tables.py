@@ -190,7 +190,7 @@ class Tables:
         for disk in self.disks:
             if not disk.handles:
                 yield disk, disk
-            elif disk.handles.keys().isdisjoint(self.mounts.keys()):
+            elif disk.handles.keys().isdisjoint(self.mounts.keys()):  # looks through the fewer
                 continue  # an add's own business
             else:
                 yield from ((m, disk) for m in disk.mounts.values() if not m.handles)
