@@ -446,9 +446,10 @@ async def test_what_becomes_of_the_connection_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("operation", OPERATIONS)
 async def test_no_answer_in_time(tmp_path: Path, operation: str) -> None:
     """The backend's own deadline; the bridge lives."""
-    async with guest(tmp_path, timeout=0.1) as (peer, backend):
+    async with guest(tmp_path) as (peer, backend):
+        hasty = BridgeGuestBackend(backend._connection, "linux", timeout=0.1)
         with pytest.raises(OutcomeUnknownError, match=r"within 0\.1 s") as caught:
-            await start(backend, operation)
+            await start(hasty, operation)
         assert concerns(caught.value, operation)
         await (await peer.call()).reply()
         task = start(backend, operation)
@@ -506,9 +507,10 @@ async def test_a_survey_without_an_answer_that_makes_sense(
 
 async def test_a_survey_whose_answer_is_lost(tmp_path: Path) -> None:
     """It changes nothing, so nothing is unknown but the answer: no OutcomeUnknownError."""
-    async with guest(tmp_path, timeout=0.2) as (peer, backend):
+    async with guest(tmp_path) as (peer, backend):
+        hasty = BridgeGuestBackend(backend._connection, "linux", timeout=0.1)
         with pytest.raises(BackendError, match="did not answer"):
-            await backend.survey([ATTACHMENT], [])
+            await hasty.survey([ATTACHMENT], [])
         asking = asyncio.ensure_future(backend.survey([ATTACHMENT], []))
         await peer.call()
         (await peer.call()).link.hang_up()

@@ -181,9 +181,11 @@ async def test_an_agent_that_cannot_be_worked_with_for_a_while(path: Path) -> No
         good, peer.greeting = peer.greeting, messages.response(Version=3, Capabilities={})
         peer.links[0].hang_up()
         await told.loss()
+        async with asyncio.timeout(DEADLINE):
+            while len(peer.links) < 3:
+                await asyncio.sleep(0)
         with pytest.raises(BackendError, match="it speaks version 3"):
-            await connection.modify({}, timeout=0.3)
-        assert len(peer.links) > 2
+            await connection.modify({}, timeout=0.1)
         peer.greeting = good
         await works(connection, peer)
 
@@ -229,7 +231,7 @@ async def test_waiting_for_a_guest_to_dial_has_no_pauses(path: Path) -> None:
         peer.links[0].hang_up()
         await asyncio.wait_for(enough.wait(), DEADLINE)
     gaps = [after[0] - before[1] for before, after in itertools.pairwise(waits)]
-    assert sum(gaps) < 0.3, gaps  # else 0.05 + 0.1 + 0.2 + 0.4
+    assert sum(gaps) < 0.05 + 0.1 + 0.2 + 0.4, gaps  # which pauses are at least
 
 
 async def test_leaving_while_it_is_away(path: Path) -> None:
@@ -403,17 +405,21 @@ async def test_what_the_agent_before_was_at_is_unknown(path: Path) -> None:
 
 async def test_an_agent_that_is_busy_is_left_alone(path: Path) -> None:
     """It shows that it lives as often as it is asked, and its answer counts when it comes."""
+    clock = asyncio.get_running_loop().time
     async with Peer(path) as peer, connect(peer, keepalive=SOON) as connection:
+        begin = clock()
         tasks = [asking(connection, number) for number in range(10)]
         calls = [await peer.call() for _ in tasks]
-        await asyncio.sleep(10 * SOON)
-        assert 3 <= len(peer.probes) <= 11
+        async with asyncio.timeout(DEADLINE):
+            while len(peer.probes) < 10:
+                await asyncio.sleep(0)
+        assert len(peer.probes) <= (clock() - begin) / SOON + 1
         for call in calls:
             await call.reply()
         assert {answer.code for answer in await asyncio.gather(*tasks)} == {0}
         probes = len(peer.probes)
         await asyncio.sleep(3 * SOON)
-        assert len(peer.probes) == probes
+        assert len(peer.probes) <= probes + 1  # which was under way
 
 
 async def test_a_vm_that_is_paused_is_left_alone(path: Path) -> None:
@@ -423,7 +429,9 @@ async def test_a_vm_that_is_paused_is_left_alone(path: Path) -> None:
         call = await peer.call()
         with pytest.raises(OutcomeUnknownError, match=r"within 0\.3 s"):
             await late
-        assert len(peer.probes) > 32
+        async with asyncio.timeout(DEADLINE):
+            while len(peer.probes) <= 32:
+                await asyncio.sleep(0)
         await call.reply()
         assert (await task).code == 0
         assert not connection.closed
@@ -487,7 +495,7 @@ async def test_nothing_is_asked_for_quick_answers(path: Path) -> None:
 
 async def test_an_agent_that_dies_while_it_is_met(path: Path) -> None:
     """Nobody knows whether it has read Negotiate: the connection is opened anew."""
-    async with Peer(path) as peer, connect(peer, timeout=0.2) as connection:
+    async with Peer(path) as peer, connect(peer, timeout=1.0) as connection:
         told = Told(connection)
         peer.greets_again = False
         peer.restart()
