@@ -96,8 +96,8 @@ def test_words_are_english(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_program_that_takes_too_long_is_killed_with_its_children(tmp_path: Path) -> None:
     """The error says that it is gone."""
     script = f"sleep 1000 & echo $! > {tmp_path}/child; wait"
-    with pytest.raises(RequestError, match=r"not done after 0\.5 s and was stopped") as caught:
-        programs.run("disk", shell(script), timeout=0.5)
+    with pytest.raises(RequestError, match=r"not done after 2 s and was stopped") as caught:
+        programs.run("disk", shell(script), timeout=2)
     assert caught.value.code == HResult.TIMEOUT
     child = int((tmp_path / "child").read_text())
     wait_until(lambda: not os.path.exists(f"/proc/{child}") or is_zombie(child))
@@ -111,7 +111,7 @@ def test_a_program_that_cannot_be_killed_is_given_up(
     """It waits in the kernel; the request does not, and nothing is left when it wakes."""
     monkeypatch.setattr(programs, "_DYING", 0.2)
     with pytest.raises(RequestError, match=r"process \d+ is stuck in the kernel") as caught:
-        programs.run("disk", ["/bin/mkdir", f"{frozen}/new"], timeout=0.2)
+        programs.run("disk", ["/bin/mkdir", f"{frozen}/new"], timeout=1)
     process = int(str(caught.value).split("process ")[1].split()[0])
     os.kill(process, 0)
     subprocess.run(["fsfreeze", "--unfreeze", str(frozen)], check=True)
