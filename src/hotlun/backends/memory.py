@@ -93,12 +93,12 @@ class MemoryHostBackend(Script):
                 slot=attachment.slot,
                 disk=attachment.disk,
             )
-        if attachment.slot in self.attached:
-            raise self._violated(f"two disks in slot {attachment.slot}: {attachment.disk}")
-        if str(attachment.disk) in self._disks:
+        name = str(attachment.disk)
+        if name in self._disks:
             raise self._violated(f"one disk attached twice: {attachment.disk}")
-        self.attached[attachment.slot] = attachment
-        self._disks.add(str(attachment.disk))
+        if self.attached.setdefault(attachment.slot, attachment) is not attachment:
+            raise self._violated(f"two disks in slot {attachment.slot}: {attachment.disk}")
+        self._disks.add(name)
         self.effects["attach"] += 1
         if lost is not None:
             raise lost
@@ -212,7 +212,8 @@ class MemoryGuestBackend(Script):
         """The serials of the devices that something was mounted from and that were not let go."""
         self.busy: set[str] = set()
         """The serials of the disks that it says to be still at work on when it is asked."""
-        self._configs: dict[str, set[MountConfig]] = {}
+        self._configs: dict[str, list[MountConfig]] = {}
+        """Of what is mounted now, by serial."""
         self._found: set[str] = set()
         """The serials of all devices that something was mounted from, ever."""
         self._unplugged: set[str] = set()
@@ -239,10 +240,10 @@ class MemoryGuestBackend(Script):
             if self._is_pulled(self.mounted[mount.path].attachment):
                 raise self._refused(mount, "what is left of a disk that is gone is mounted there")
             raise self._violated(f"two mounts at one path: {mount}")
-        configs = self._configs.setdefault(attachment.serial, set())
+        configs = self._configs.setdefault(attachment.serial, [])
         if mount.config in configs:
             raise self._violated(f"the same mount twice: {mount}")
-        configs.add(mount.config)
+        configs.append(mount.config)
         self.mounted[mount.path] = mount
         self.effects["mount"] += 1
         self.plugged.add(attachment.serial)
@@ -316,9 +317,7 @@ class MemoryGuestBackend(Script):
 
     def _has(self, mount: GuestMount) -> bool:
         there = self.mounted.get(mount.path)
-        if there is None or there.attachment.serial != mount.attachment.serial:
-            return False
-        return there.config == mount.config
+        return there is not None and _content(there) == _content(mount)
 
     def _forget(self, path: str) -> None:
         mount = self.mounted.pop(path)
@@ -343,3 +342,8 @@ class MemoryGuestBackend(Script):
             slot=mount.attachment.slot,
             disk=mount.attachment.disk,
         )
+
+
+def _content(mount: GuestMount) -> tuple[str, MountConfig]:
+    """What is mounted, wherever that is."""
+    return mount.attachment.serial, mount.config
