@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hotlun.agent import mountinfo, syscalls
+from hotlun.agent.block_devices import BlockDevice
 from hotlun.agent.kernel import Kernel
-from hotlun.agent.scsi import BlockDevice
 from hotlun.agent.settings import Slot
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import pytest
 from support.disks import MIB, blank
 
 from hotlun.agent import encryption, keyring, luks, unwritten
+from hotlun.agent.block_devices import BlockDevice
 from hotlun.agent.errors import RequestError
-from hotlun.agent.scsi import BlockDevice
 from hotlun.agent.settings import Key, Slot
 from hotlun.bridge.codes import HResult
 

@@ -15,9 +15,9 @@ from support.guest import image_of
 from support.images import IMAGES, raid, write
 
 from hotlun.agent import blkid, filesystems, superblocks
+from hotlun.agent.block_devices import BlockDevice
 from hotlun.agent.errors import RequestError
 from hotlun.agent.kernel import Kernel
-from hotlun.agent.scsi import BlockDevice
 from hotlun.agent.settings import Slot
 from hotlun.bridge.codes import HResult
 

@@ -10,11 +10,11 @@ import pytest
 from support.guest import FakeGuest
 from support.mapper import LIST, FakeMapper
 
+from hotlun.agent.block_devices import BlockDevice
 from hotlun.agent.devmapper import DeviceMapper, Table
 from hotlun.agent.disks import Disks
 from hotlun.agent.errors import RequestError
 from hotlun.agent.mappings import Layers, Mappings
-from hotlun.agent.scsi import BlockDevice
 from hotlun.agent.settings import DiskSettings, Slot
 from hotlun.agent.uevents import Deadline
 from hotlun.bridge.codes import HResult

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from hotlun.agent import orphans, programs
+from hotlun.agent.block_devices import BlockDevice
 from hotlun.agent.errors import AbandonedError, RequestError
 from hotlun.agent.kernel import Kernel
 from hotlun.agent.orphans import Orphans
-from hotlun.agent.scsi import BlockDevice
 from hotlun.agent.settings import Slot
 from hotlun.agent.uevents import Deadline
 

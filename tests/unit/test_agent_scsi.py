@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from hotlun.agent.scsi import BlockDevice
+    from hotlun.agent.block_devices import BlockDevice
 
 SLOT = Slot(0, 1)
 

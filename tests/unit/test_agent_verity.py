@@ -11,10 +11,10 @@ from support.disks import MIB, ext4
 from support.guest import FakeGuest, no_mapped_devices
 
 from hotlun.agent import verity
+from hotlun.agent.block_devices import BlockDevice
 from hotlun.agent.devmapper import DeviceMapper
 from hotlun.agent.errors import RequestError
 from hotlun.agent.mappings import Layers, Mappings
-from hotlun.agent.scsi import BlockDevice
 from hotlun.agent.settings import Slot, Verity
 
 if TYPE_CHECKING:

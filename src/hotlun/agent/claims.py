@@ -19,9 +19,9 @@ from hotlun.bridge.codes import HResult
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from hotlun.agent.block_devices import BlockDevice
     from hotlun.agent.kernel import Kernel
     from hotlun.agent.openers import Openers
-    from hotlun.agent.scsi import BlockDevice
     from hotlun.agent.uevents import Deadline, Uevents
 
 _LOOK_AGAIN = 0.05

@@ -21,12 +21,13 @@ from hotlun.bridge.codes import HResult
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from hotlun.agent.block_devices import BlockDevice
     from hotlun.agent.kernel import Kernel
     from hotlun.agent.mappings import Mappings
     from hotlun.agent.mounts import Mounts
     from hotlun.agent.places import Place
     from hotlun.agent.queries import DiskQuery, Found
-    from hotlun.agent.scsi import BlockDevice, ScsiDisks
+    from hotlun.agent.scsi import ScsiDisks
     from hotlun.agent.settings import DiskSettings, Slot
 
 DEVICE_TIMEOUT = 10.0

@@ -25,8 +25,8 @@ from hotlun.agent.errors import RequestError, words
 from hotlun.agent.keyring import random_key
 
 if TYPE_CHECKING:
+    from hotlun.agent.block_devices import BlockDevice
     from hotlun.agent.mappings import Layers, Mappings
-    from hotlun.agent.scsi import BlockDevice
 
 BLOCK = 4096
 _BLOCK_SECTORS = BLOCK // SECTOR

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from hotlun.agent.blkid import Content
+    from hotlun.agent.block_devices import BlockDevice
     from hotlun.agent.kernel import Kernel
-    from hotlun.agent.scsi import BlockDevice
 
 _MAKERS = {
     # -F: do not ask about what is there (a mounted device is refused all the same);

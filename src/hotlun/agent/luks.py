@@ -14,8 +14,8 @@ from hotlun.agent.errors import RequestError, words
 from hotlun.bridge.codes import HResult
 
 if TYPE_CHECKING:
+    from hotlun.agent.block_devices import BlockDevice
     from hotlun.agent.mappings import Layers, Mappings
-    from hotlun.agent.scsi import BlockDevice
     from hotlun.agent.settings import Key
 
 TYPE = "crypto_LUKS"

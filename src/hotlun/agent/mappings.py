@@ -16,10 +16,10 @@ import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from hotlun.agent import holders
+from hotlun.agent.block_devices import BlockDevice
 from hotlun.agent.errors import RequestError, words
 from hotlun.agent.kernel import check_absent
 from hotlun.agent.orphans import Orphans
-from hotlun.agent.scsi import BlockDevice
 from hotlun.agent.uevents import Deadline
 from hotlun.bridge.codes import HResult
 

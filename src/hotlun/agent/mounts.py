@@ -24,9 +24,9 @@ from hotlun.bridge.codes import HResult
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from hotlun.agent.block_devices import BlockDevice
     from hotlun.agent.kernel import Kernel
     from hotlun.agent.mountinfo import Mount
-    from hotlun.agent.scsi import BlockDevice
     from hotlun.agent.uevents import Deadline
 
 _PAUSES = (0.001, 0.05)

@@ -29,8 +29,8 @@ from hotlun.bridge.codes import HResult
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from hotlun.agent.block_devices import BlockDevice
     from hotlun.agent.kernel import Kernel
-    from hotlun.agent.scsi import BlockDevice
     from hotlun.agent.uevents import Deadline
 
 _GET_LOCK, _SET_LOCK = 36, 37

@@ -1,8 +1,7 @@
 """SCSI disks as the guest's kernel shows them: found, waited for, proved, and let go.
 
 A disk is known by its address (host:channel:target:LUN), never by its name: `sdX`
-follows the order of discovery. What sysfs shows comes before the node in /dev, so
-each is waited for.
+follows the order of discovery.
 
 Nor does the address prove anything. The host can take a disk away without the guest's
 consent and give the address to another. The kernel hears of that by events, for
@@ -12,19 +11,19 @@ which virtio-scsi keeps eight buffers: of 32 disks that are replaced at once it 
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
-import stat
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from hotlun.agent import holders, partitions, vpd
+from hotlun.agent import vpd
+from hotlun.agent.block_devices import BlockDevice, Held, block_device, open_node, partition_of
 from hotlun.agent.claims import InUseError, claimed, wait_for_openers
 from hotlun.agent.controllers import Controllers, NoControllerError
-from hotlun.agent.errors import RequestError, words
+from hotlun.agent.errors import RequestError
 from hotlun.agent.kernel import check_absent
 from hotlun.agent.openers import Openers
 from hotlun.agent.orders import Orders
+from hotlun.agent.partition_tables import wait_for_partition
 from hotlun.agent.reminder import Reminder
 from hotlun.agent.vpd import Identity
 from hotlun.agent.writeback import write_back
@@ -32,67 +31,19 @@ from hotlun.bridge.codes import HResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from hotlun.agent.kernel import Kernel
     from hotlun.agent.settings import Slot
     from hotlun.agent.threads import Threads
     from hotlun.agent.uevents import Deadline, Uevents
 
-_DISK_LOOK_AGAIN = 5.0
+_LOOK_AGAIN = 5.0
 """Seconds between looks for a disk that nothing was heard of. If the kernel has not missed it,
 its coming is announced, and after it is there: to look oftener costs, with hundreds of them,
 more than to find them."""
 
-_NODE_LOOK_AGAIN = 0.02
-"""Seconds between looks for a node in /dev, whose making is not announced without udev."""
-
 _BUSY_PATIENCE = 2.0
 """Seconds for whatever uses a disk that is to be unplugged to let go of it."""
-
-_READER_PATIENCE = 1.0
-"""Seconds for whoever looks into a partition (udev does) to close it again."""
-
-
-class BlockDevice(NamedTuple):
-    """A disk or a partition: its node, its number as `8:1`, its directory in sysfs."""
-
-    slot: Slot
-    name: str
-    node: str
-    number: str
-    sysfs: str
-
-    def __str__(self) -> str:
-        return f"disk {self.slot} ({self.name})"
-
-    def has_node(self, status: os.stat_result) -> bool:
-        """Whether that is the status of a node of this device."""
-        number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-        return stat.S_ISBLK(status.st_mode) and number == self.number
-
-
-class Held:
-    """A device whose disk is open until the end of a `with`, which is given the device.
-
-    Args:
-        file: the disk's descriptor.
-    """
-
-    def __init__(self, device: BlockDevice, file: int) -> None:
-        self._device = device
-        self._file = file
-
-    def __enter__(self) -> BlockDevice:
-        return self._device
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        os.close(self._file)
 
 
 class ScsiDisks:
@@ -127,7 +78,7 @@ class ScsiDisks:
             return None
         disk = self._numbered(slot, address, number) if number and not partition else None
         disk = disk or self._disk(slot, address)
-        return self._partition(disk, partition) if disk and partition else disk
+        return partition_of(self._kernel, disk, partition) if disk and partition else disk
 
     def known(
         self, slot: Slot, hosts: dict[int, int | None]
@@ -165,7 +116,7 @@ class ScsiDisks:
 
     def partition(self, disk: BlockDevice, number: int) -> BlockDevice | None:
         """A disk's partition if it is there now; the disk for 0."""
-        return self._partition(disk, number) if number else disk
+        return partition_of(self._kernel, disk, number) if number else disk
 
     def wait_for(
         self, slot: Slot, partition: int, deadline: Deadline, identity: Identity | None = None
@@ -216,7 +167,9 @@ class ScsiDisks:
                     HResult.WRONG_DISK,
                 )
             if partition:
-                disk = self._wait_for_partition(disk, partition, deadline, fresh=fresh_table)
+                disk = wait_for_partition(
+                    self._kernel, self._uevents, disk, partition, deadline, fresh=fresh_table
+                )
         except BaseException:
             os.close(file)
             raise
@@ -270,7 +223,7 @@ class ScsiDisks:
 
         while True:
             disk = self._uevents.wait_until(
-                look, address, deadline, look_again=_DISK_LOOK_AGAIN, is_awaited=True
+                look, address, deadline, look_again=_LOOK_AGAIN, is_awaited=True
             )
             if disk is None:
                 raise RequestError(
@@ -278,7 +231,7 @@ class ScsiDisks:
                     f"within {deadline.seconds:g} s{was}",
                     HResult.WRONG_DISK if was else HResult.TIMEOUT,
                 )
-            file = self._open(disk, deadline)
+            file = open_node(self._kernel, self._uevents, disk, deadline)
             if file is None:
                 continue
             is_there = False
@@ -373,7 +326,7 @@ class ScsiDisks:
                 f"disk {slot}: SCSI address {address} has more than one block device: "
                 + ", ".join(names)
             )
-        return self._block_device(slot, f"{device}/block/{names[0]}") if names else None
+        return block_device(self._kernel, slot, f"{device}/block/{names[0]}") if names else None
 
     def _numbered(self, slot: Slot, address: str, number: str) -> BlockDevice | None:
         """The disk at an address, if this is its number."""
@@ -387,87 +340,6 @@ class ScsiDisks:
             return None
         return BlockDevice(slot, name, f"{self._kernel.dev}/{name}", number, path)
 
-    def _partition(self, disk: BlockDevice, partition: int) -> BlockDevice | None:
-        path = partitions.find(self._kernel, disk.sysfs, partition)
-        return self._block_device(disk.slot, path) if path else None
-
-    def _block_device(self, slot: Slot, path: str) -> BlockDevice | None:
-        try:
-            number = self._kernel.attribute(f"{path}/dev")
-        except OSError as error:
-            check_absent(error)
-            return None
-        name = path.rpartition("/")[2]
-        return BlockDevice(slot, name, f"{self._kernel.dev}/{name}", number, path)
-
-    def _open(self, device: BlockDevice, deadline: Deadline) -> int | None:
-        """Wait for the node, and open it; None if the device goes meanwhile."""
-
-        def look() -> int | None:
-            file = _opened_node(device)
-            return -1 if file is None and not self._kernel.exists(device.sysfs) else file
-
-        file = self._uevents.wait_until(look, device.name, deadline, look_again=_NODE_LOOK_AGAIN)
-        if file is None:
-            raise RequestError(
-                f"{device}: no {device.node} that can be opened and is device {device.number} "
-                f"within {deadline.seconds:g} s",
-                HResult.TIMEOUT,
-            )
-        return file if file >= 0 else None
-
-    def _wait_for_partition(
-        self, disk: BlockDevice, partition: int, deadline: Deadline, *, fresh: bool
-    ) -> BlockDevice:
-        """The partition; if the kernel knows of none, after it has read the table again.
-
-        Args:
-            fresh: have it read that in any case.
-        """
-        unread = ""
-        part = None if fresh else self._partition(disk, partition)
-        if part is None:
-            unread = self._read_table(disk, deadline)
-            part = self._partition(disk, partition)
-        file = self._open(part, deadline) if part else None
-        if part is None or file is None:
-            others = partitions.names(self._kernel, disk.sysfs)
-            raise RequestError(
-                f"{disk} has no partition {partition}; "
-                + (f"it has {', '.join(others)}" if others else "it has none")
-                + unread,
-                HResult.NOT_FOUND,
-            )
-        os.close(file)
-        return part
-
-    def _read_table(self, disk: BlockDevice, deadline: Deadline) -> str:
-        """Have the kernel read the partition table now; why it cannot, in words, or `""`.
-
-        Raises:
-            RequestError: the disk does not let itself be read.
-        """
-        unread = "; the table on the disk may say more, but cannot be read again now: in use, "
-        try:
-            with claimed(self._kernel, self._uevents, disk, deadline.within(0)) as claim:
-                loops = holders.loops(self._kernel, disk.sysfs)
-                if loops:
-                    raise InUseError(disk, loops)
-                if claim is None or self._uevents.wait_until(
-                    lambda: partitions.read_table(claim) or None,
-                    disk.name,
-                    deadline.within(_READER_PATIENCE),
-                    look_again=_NODE_LOOK_AGAIN,
-                ):
-                    return ""
-                raise InUseError(disk, holders.openers(self._kernel, disk.sysfs))
-        except InUseError as error:
-            return unread + error.users
-        except OSError as error:
-            raise RequestError(
-                f"{disk}: its partition table cannot be read: {words(error)}"
-            ) from error
-
 
 def _address_at(host: int, slot: Slot) -> str:
     return f"{host}:0:0:{slot.lun}"
@@ -476,25 +348,3 @@ def _address_at(host: int, slot: Slot) -> str:
 def _device_of(disk: BlockDevice) -> str:
     """The SCSI device's directory in sysfs, two above that of its block device."""
     return disk.sysfs.rsplit("/", 2)[0]
-
-
-def _opened_node(device: BlockDevice) -> int | None:
-    """The node's descriptor; None if there is none yet that is this device's."""
-    try:
-        file = os.open(device.node, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV) or _is_anothers(device):
-            return None
-        raise RequestError(f"{device}: {device.node} cannot be opened: {words(error)}") from error
-    if device.has_node(os.fstat(file)):
-        return file
-    os.close(file)
-    return None
-
-
-def _is_anothers(device: BlockDevice) -> bool:
-    """Whether the node is another device's, or there is none."""
-    try:
-        return not device.has_node(os.stat(device.node))
-    except OSError as error:
-        return error.errno == errno.ENOENT

@@ -20,11 +20,12 @@ from hotlun.agent.queries import Found
 from hotlun.bridge.messages import OTHER, OWN, UNKNOWN
 
 if TYPE_CHECKING:
+    from hotlun.agent.block_devices import BlockDevice
     from hotlun.agent.mappings import Mappings
     from hotlun.agent.mounts import Mounts
     from hotlun.agent.places import Place
     from hotlun.agent.queries import DiskQuery, MountQuery
-    from hotlun.agent.scsi import BlockDevice, ScsiDisks
+    from hotlun.agent.scsi import ScsiDisks
 
 _log = logging.getLogger("hotlun.agent")
 

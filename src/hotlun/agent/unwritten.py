@@ -19,7 +19,7 @@ from hotlun.agent import filesystems, programs
 from hotlun.agent.errors import RequestError, words
 
 if TYPE_CHECKING:
-    from hotlun.agent.scsi import BlockDevice
+    from hotlun.agent.block_devices import BlockDevice
 
 _KIB, _MIB = 1 << 10, 1 << 20
 BLOCK = 4096

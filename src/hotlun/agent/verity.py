@@ -17,8 +17,8 @@ from hotlun.agent.devmapper import SECTOR, Table
 from hotlun.agent.errors import RequestError, words
 
 if TYPE_CHECKING:
+    from hotlun.agent.block_devices import BlockDevice
     from hotlun.agent.mappings import Layers, Mappings
-    from hotlun.agent.scsi import BlockDevice
     from hotlun.agent.settings import Verity
 
 _HEADER = struct.Struct("<8sII16s32sIIQH6x256s")

@@ -16,8 +16,8 @@ from hotlun.agent.errors import RequestError, words
 from hotlun.agent.kernel import check_absent
 
 if TYPE_CHECKING:
+    from hotlun.agent.block_devices import BlockDevice
     from hotlun.agent.kernel import Kernel
-    from hotlun.agent.scsi import BlockDevice
 
 
 def write_back(kernel: Kernel, disk: BlockDevice) -> None:
