@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     Ended = Callable[[BaseException | None], None]
     """Is told how an operation has really ended."""
 
+PATIENCE = 15.0
+"""Seconds to wait for what was begun before, and has had its own time already."""
+
 
 class Unfinished:
     """What has been begun and has not ended, by place: a slot, or a file that access is given to.

@@ -42,6 +42,16 @@ class System(Protocol):
         """Let go of the system, which goes on; what is under way is seen through."""
 
 
+def check_system(system: System) -> None:
+    """Whether that is one.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if not isinstance(system, System):
+        raise TypeError(f"not a System, as `open_system` gives it: {system!r}")
+
+
 class StillRunningError(OutcomeUnknownError):
     """The time is over, and the service has not ended the operation, which goes on.
 
