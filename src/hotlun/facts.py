@@ -111,8 +111,5 @@ class Thing:
         return _UNDOING[self.kind][self.fact]
 
 
-class Step(NamedTuple):
-    """One backend call, and the thing that it changes."""
-
-    action: Action
-    thing: Thing
+Step = tuple[Action, Thing]
+"""One backend call, and the thing that it changes."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hotlun.errors import JournalError, OutcomeUnknownError
-from hotlun.facts import ATTACH, GRANT, MAYBE, MOUNT, NO, TABLE, UNDOING, UNMOUNT, YES, Step
+from hotlun.facts import ATTACH, GRANT, MAYBE, MOUNT, NO, TABLE, UNDOING, UNMOUNT, YES
 from hotlun.states import DiskState, GrantState, Handle, MountState, Waiter
 from hotlun.wants import (
     complete,
@@ -28,7 +28,9 @@ from hotlun.wants import (
 )
 
 if TYPE_CHECKING:
-    from hotlun.facts import Thing
+    from collections.abc import Collection
+
+    from hotlun.facts import Step, Thing
 
 
 def next_step(disk: DiskState) -> Step | None:
@@ -46,28 +48,28 @@ def next_step(disk: DiskState) -> Step | None:
             return _unmounting_step(disk, leaving)
     elif disk.stalled and not leaving and not disk.waiters:
         return None
-    mounts = list(disk.mounts.values())
+    mounts: Collection[MountState] = disk.mounts.values()
     if len(mounts) > 1:  # what would not go before is tried last, as it keeps the others
-        mounts.sort(key=lambda mount: mount.stalled)
+        mounts = sorted(mounts, key=lambda mount: mount.stalled)
     for thing in (*mounts, disk, *disk.grants.values()):
         action = thing.undoing
         if action is not None:
-            return Step(action, thing)
+            return action, thing
     return None
 
 
 def _making_step(disk: DiskState, adding: list[Handle]) -> Step | None:
     for handle in adding:
         if handle.vm_id and not is_granted(disk, handle.vm_id):
-            return Step(GRANT, disk.grants.get(handle.vm_id) or GrantState(handle.vm_id))
+            return GRANT, disk.grants.get(handle.vm_id) or GrantState(handle.vm_id)
     if adding and disk.fact is NO:
-        return Step(ATTACH, disk)
+        return ATTACH, disk
     for handle in adding:
         if handle.mount is not None and handle.mount.fact is NO:
-            return Step(MOUNT, handle.mount)
+            return MOUNT, handle.mount
     for mount in disk.mounts.values():
         if mount.fact is NO and mount.is_wanted:  # gone behind our back
-            return Step(MOUNT, mount)
+            return MOUNT, mount
     return None
 
 
@@ -79,9 +81,9 @@ def _unmounting_step(disk: DiskState, leaving: list[Handle]) -> Step | None:
         count = sum(handle.mount is mount for handle in leaving) if leaving else 0
         kept = len(mount.handles) > count
         if mount.closing and any(waiter.thing is mount for waiter in disk.waiters):
-            return Step(UNMOUNT, mount)
+            return UNMOUNT, mount
         if not kept and (count or not mount.stalled):
-            return Step(UNMOUNT, mount)
+            return UNMOUNT, mount
     return None
 
 

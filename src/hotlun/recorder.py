@@ -234,10 +234,11 @@ def _holder_record(handle: Handle) -> HolderRecord:
 
 def _certain(disk: DiskState, thing: Thing) -> Fact:
     """The thing's fact; of one that a step is under way for, the fact that it may have."""
-    step = disk.current
-    if step is None or step.thing is not thing:
+    if disk.current is None:
         return thing.fact
-    return TABLE[thing.kind][thing.fact][step.action].unknown
+    action, changing = disk.current
+    outcomes = TABLE[thing.kind][thing.fact]
+    return outcomes[action].unknown if changing is thing else thing.fact
 
 
 def disk_of(record: DiskRecord) -> DiskState:

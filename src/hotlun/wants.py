@@ -148,7 +148,7 @@ def _settle_mounts(disk: DiskState) -> None:
     for mount in tuple(disk.mounts.values()):
         if mount.fact is not NO or mount.handles:
             continue
-        if disk.current is None or disk.current.thing is not mount:
+        if disk.current is None or mount not in disk.current:
             forget_mount(disk, mount)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from hotlun import lifecycle
 from hotlun.backends import base
 from hotlun.errors import HotlunError, OutcomeUnknownError, SlotTakenError
-from hotlun.facts import ATTACH, GRANT, MOUNT, UNPLUG, Step
+from hotlun.facts import ATTACH, GRANT, MOUNT, UNPLUG
 from hotlun.model import GuestMount
 from hotlun.states import DiskState, GrantState, MountState
 from hotlun.wants import halt, has_work
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Container
 
     from hotlun.backends.base import GuestBackend, HostBackend
+    from hotlun.facts import Step
 
 logger = logging.getLogger("hotlun")
 _TASK = "hotlun's steps of a disk"
@@ -148,7 +149,8 @@ class Worker:
 
     def _failed(self, disk: DiskState, step: Step, error: Exception) -> None:
         """The call has raised; a slot that turned out taken is no failure if there is another."""
-        if isinstance(error, SlotTakenError) and step.action is ATTACH:
+        action, _ = step
+        if isinstance(error, SlotTakenError) and action is ATTACH:
             _tell(disk, step, f"found its slot taken ({error})")
             try:
                 self._relocate(disk, error)
@@ -174,7 +176,7 @@ class Worker:
 
 def _tell(disk: DiskState, step: Step, ending: str) -> None:
     """One line of the log."""
-    thing = step.thing
+    action, thing = step
     what = ""
     if isinstance(thing, MountState):
         what = f" of {thing.path}"
@@ -183,16 +185,17 @@ def _tell(disk: DiskState, step: Step, ending: str) -> None:
     attachment = disk.attachment
     logger.debug(
         "%s%s %s: disk %s at slot %s, serial %s",
-        *(step.action, what, ending, attachment.disk, attachment.slot, attachment.serial),
+        *(action, what, ending, attachment.disk, attachment.slot, attachment.serial),
     )
 
 
 def _unknown(disk: DiskState, step: Step, error: BaseException) -> OutcomeUnknownError:
+    action, _ = step
     attachment = disk.attachment
     unknown = OutcomeUnknownError(
-        f"{step.action} of {attachment.disk} at slot {attachment.slot} was cut short: "
+        f"{action} of {attachment.disk} at slot {attachment.slot} was cut short: "
         "look at the VM, or release again, to bring it to a known state",
-        operation=step.action,
+        operation=action,
         slot=attachment.slot,
         disk=attachment.disk,
     )
