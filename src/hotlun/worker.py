@@ -126,22 +126,22 @@ class Worker:
         """The backend's call that takes the step, which is written down before it is made."""
         action, thing = step
         attachment = disk.attachment
-        if isinstance(thing, GrantState) and action is GRANT:
+        if action is GRANT and isinstance(thing, GrantState):
             plan = base.plan_grant(self._host, attachment.disk, thing.vm_id)
             thing.plan = plan or thing.plan
             thing.since = thing.since or time.time_ns()
         if self._record is not None:
             self._record(disk)
+        if action is ATTACH:
+            return self._host.attach(attachment)
+        if action is UNPLUG:
+            return self._guest.unplug(attachment)
         if isinstance(thing, MountState):
             if action is MOUNT:
                 identity = base.identity(self._host, attachment)
                 mount = GuestMount(attachment, thing.path, thing.config, identity)
                 return self._guest.mount(mount)
             return self._guest.unmount(GuestMount(attachment, thing.path, thing.config))
-        if action is ATTACH:
-            return self._host.attach(attachment)
-        if action is UNPLUG:
-            return self._guest.unplug(attachment)
         if isinstance(thing, GrantState):
             change = self._host.grant_access if action is GRANT else self._host.revoke_access
             return change(attachment.disk, thing.vm_id)
