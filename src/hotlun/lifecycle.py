@@ -28,7 +28,7 @@ from hotlun.wants import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable, Sequence
 
     from hotlun.facts import Step, Thing
 
@@ -96,12 +96,12 @@ def begin(disk: DiskState, step: Step) -> None:
         disk.drivers = _begin_undoing(disk, thing)
     elif isinstance(thing, GrantState):
         disk.grants[thing.vm_id] = thing
-        disk.drivers = tuple(h for h in disk.active if not h.is_live and h.vm_id == thing.vm_id)[:1]
+        disk.drivers = [h for h in disk.active if not h.is_live and h.vm_id == thing.vm_id][:1]
     else:
         disk.drivers = ()
 
 
-def _begin_undoing(disk: DiskState, thing: Thing) -> tuple[Handle | Waiter, ...]:
+def _begin_undoing(disk: DiskState, thing: Thing) -> Sequence[Handle | Waiter]:
     """From here on nobody shares the thing; who drives its teardown."""
     thing.closing = True
     drivers = releasing(disk)
@@ -111,9 +111,8 @@ def _begin_undoing(disk: DiskState, thing: Thing) -> tuple[Handle | Waiter, ...]
         thing.is_due = not (disk.closing or all(h.is_releasing for h in thing.handles))
     if not disk.closing:
         drivers = [handle for handle in drivers if handle.mount is thing]
-    if not drivers:  # it is taken for those who wait
-        return tuple(w for w in disk.waiters if disk.closing or w.thing is thing)
-    return tuple(drivers)
+    # Without one of them, it is taken for those who wait.
+    return drivers or [w for w in disk.waiters if disk.closing or w.thing is thing]
 
 
 def done(disk: DiskState, step: Step) -> None:
@@ -187,7 +186,7 @@ def failed(disk: DiskState, step: Step, error: BaseException) -> None:
 
 
 def _fail_undoing(
-    disk: DiskState, thing: Thing, drivers: tuple[Handle | Waiter, ...], error: BaseException
+    disk: DiskState, thing: Thing, drivers: Iterable[Handle | Waiter], error: BaseException
 ) -> None:
     if isinstance(thing, MountState):
         thing.closing = thing.fact is MAYBE or not thing.handles

@@ -12,6 +12,8 @@ from hotlun.facts import Kind, Thing
 from hotlun.owners import NOBODY
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hotlun.facts import Step
     from hotlun.model import Attachment, MountConfig, Slot
     from hotlun.owners import Owner
@@ -128,7 +130,7 @@ class DiskState(Thing):
         self.current: Step | None = None
         self.steps = 0
         """How many were begun: whether what was seen of the disk is of now."""
-        self.drivers: tuple[Handle | Waiter, ...] = ()
+        self.drivers: Sequence[Handle | Waiter] = ()
         """Who gets the error if the current step fails; nobody owns it if empty."""
         self.working = False
         """A worker is on it."""

@@ -133,14 +133,13 @@ def settle(disk: DiskState) -> None:
 
 def is_on_its_way(disk: DiskState) -> bool:
     """At a glance: what there is of a disk is one caller's, whose answer takes more steps."""
-    if not disk.active or disk.waiters or disk.failures or len(disk.handles) != 1:
+    if disk.waiters or disk.failures or len(disk.handles) != 1:
         return False
-    (handle,) = disk.active
-    mount = handle.mount
-    fact = disk.fact if mount is None else mount.fact
-    if fact is (NO if handle.is_live else YES) or handle.answer.done():
+    (handle,) = disk.handles
+    thing = handle.mount or disk
+    if thing.fact is (NO if handle.is_live else YES) or handle.answer.done():
         return False
-    return len(disk.mounts) == (mount is not None)
+    return len(disk.mounts) == (thing is not disk)
 
 
 def _settle_mounts(disk: DiskState) -> None:
