@@ -123,7 +123,8 @@ def done(disk: DiskState, step: Step) -> None:
     fact = thing.fact = TABLE[thing.kind][thing.fact][action].done
     thing.reason = ""
     if thing is disk:
-        disk.vacated = disk.vacated or fact is NO
+        if fact is NO:
+            disk.vacated = True
     elif isinstance(thing, MountState):
         if fact is YES:
             thing.is_due = False
