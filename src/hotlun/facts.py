@@ -109,7 +109,3 @@ class Thing:
     def undoing(self) -> Action | None:
         """The step that undoes it, or some of it; None if there is nothing to undo."""
         return _UNDOING[self.kind][self.fact]
-
-
-Step = tuple[Action, Thing]
-"""One backend call, and the thing that it changes."""

@@ -24,13 +24,13 @@ from hotlun.wants import (
     leave_mount,
     lose,
     one_each,
-    releasing,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-    from hotlun.facts import Step, Thing
+    from hotlun.facts import Thing
+    from hotlun.states import Step
 
 
 def next_step(disk: DiskState) -> Step | None:
@@ -54,22 +54,22 @@ def next_step(disk: DiskState) -> Step | None:
     for thing in (*mounts, disk, *disk.grants.values()):
         action = thing.undoing
         if action is not None:
-            return action, thing
+            return action, thing, leaving
     return None
 
 
 def _making_step(disk: DiskState, adding: list[Handle]) -> Step | None:
     for handle in adding:
         if handle.vm_id and not is_granted(disk, handle.vm_id):
-            return GRANT, disk.grants.get(handle.vm_id) or GrantState(handle.vm_id)
+            return GRANT, disk.grants.get(handle.vm_id) or GrantState(handle.vm_id), [handle]
     if adding and disk.fact is NO:
-        return ATTACH, disk
+        return ATTACH, disk, adding
     for handle in adding:
         if handle.mount is not None and handle.mount.fact is NO:
-            return MOUNT, handle.mount
+            return MOUNT, handle.mount, [handle]
     for mount in disk.mounts.values():
         if mount.fact is NO and mount.is_wanted:  # gone behind our back
-            return MOUNT, mount
+            return MOUNT, mount, ()
     return None
 
 
@@ -81,43 +81,42 @@ def _unmounting_step(disk: DiskState, leaving: list[Handle]) -> Step | None:
         count = sum(handle.mount is mount for handle in leaving) if leaving else 0
         kept = len(mount.handles) > count
         if mount.closing and any(waiter.thing is mount for waiter in disk.waiters):
-            return UNMOUNT, mount
+            return UNMOUNT, mount, leaving
         if not kept and (count or not mount.stalled):
-            return UNMOUNT, mount
+            return UNMOUNT, mount, leaving
     return None
 
 
 def begin(disk: DiskState, step: Step) -> None:
     """The step is about to be taken: from here on its thing is in teardown, if it undoes."""
-    action, thing = step
+    action, thing, asking = step
     disk.current = step
     disk.steps += 1
+    disk.drivers = asking
     if action in UNDOING:
-        disk.drivers = _begin_undoing(disk, thing)
+        disk.drivers = _begin_undoing(disk, thing, asking)
     elif isinstance(thing, GrantState):
         disk.grants[thing.vm_id] = thing
-        disk.drivers = [h for h in disk.active if not h.is_live and h.vm_id == thing.vm_id][:1]
-    else:
-        disk.drivers = ()
 
 
-def _begin_undoing(disk: DiskState, thing: Thing) -> Sequence[Handle | Waiter]:
+def _begin_undoing(
+    disk: DiskState, thing: Thing, leaving: Sequence[Handle]
+) -> Sequence[Handle | Waiter]:
     """From here on nobody shares the thing; who drives its teardown."""
     thing.closing = True
-    drivers = releasing(disk)
-    if len(drivers) == len(disk.handles) <= 1:
+    if len(leaving) == len(disk.handles) <= 1:
         disk.closing = True
     if isinstance(thing, MountState) and thing.is_due:
         thing.is_due = not (disk.closing or all(h.is_releasing for h in thing.handles))
     if not disk.closing:
-        drivers = [handle for handle in drivers if handle.mount is thing]
+        leaving = [handle for handle in leaving if handle.mount is thing]
     # Without one of them, it is taken for those who wait.
-    return drivers or [w for w in disk.waiters if disk.closing or w.thing is thing]
+    return leaving or [w for w in disk.waiters if disk.closing or w.thing is thing]
 
 
 def done(disk: DiskState, step: Step) -> None:
     """The current step has happened."""
-    action, thing = step
+    action, thing, _ = step
     disk.current = None
     disk.drivers = ()
     fact = thing.fact = TABLE[thing.kind][thing.fact][action].done
@@ -153,7 +152,7 @@ def called_off(disk: DiskState) -> None:
 
 def failed(disk: DiskState, step: Step, error: BaseException) -> None:
     """The current step has not happened, or, after `OutcomeUnknownError`, maybe."""
-    action, thing = step
+    action, thing, _ = step
     drivers = disk.drivers
     disk.current = None
     disk.drivers = ()

@@ -236,7 +236,7 @@ def _certain(disk: DiskState, thing: Thing) -> Fact:
     """The thing's fact; of one that a step is under way for, the fact that it may have."""
     if disk.current is None:
         return thing.fact
-    action, changing = disk.current
+    action, changing, _ = disk.current
     outcomes = TABLE[thing.kind][thing.fact]
     return outcomes[action].unknown if changing is thing else thing.fact
 

@@ -6,15 +6,13 @@ from who wants it in `wants`, and both together say in `lifecycle` what is next.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from hotlun.facts import Kind, Thing
+from hotlun.facts import Action, Kind, Thing
 from hotlun.owners import NOBODY
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from hotlun.facts import Step
     from hotlun.model import Attachment, MountConfig, Slot
     from hotlun.owners import Owner
     from hotlun.records import Identity
@@ -216,3 +214,7 @@ class Failure:
         self.answer = answer
         self.error = error
         self.mount = mount
+
+
+Step = tuple[Action, Thing, Sequence[Handle]]
+"""One backend call, the thing that it changes, and the handles that ask for it."""

@@ -147,7 +147,7 @@ def _settle_mounts(disk: DiskState) -> None:
     for mount in tuple(disk.mounts.values()):
         if mount.fact is not NO or mount.handles:
             continue
-        if disk.current is None or mount not in disk.current:
+        if disk.current is None or disk.current[1] is not mount:
             forget_mount(disk, mount)
 
 
@@ -217,12 +217,9 @@ def has_work(disk: DiskState) -> bool:
 
 
 def has_driver(disk: DiskState) -> bool:
-    return bool(disk.waiters or releasing(disk)) or not (disk.handles or disk.stalled)
-
-
-def releasing(disk: DiskState) -> list[Handle]:
-    """The handles that are giving back; all of them wait for an answer."""
-    return [handle for handle in disk.active if handle.is_live and not handle.answer.done()]
+    if disk.waiters or any(handle.is_releasing for handle in disk.active):
+        return True
+    return not (disk.handles or disk.stalled)
 
 
 def is_unharmed(disk: DiskState) -> bool:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Container
 
     from hotlun.backends.base import GuestBackend, HostBackend
-    from hotlun.facts import Step
+    from hotlun.states import Step
 
 logger = logging.getLogger("hotlun")
 _TASK = "hotlun's steps of a disk"
@@ -124,7 +124,7 @@ class Worker:
 
     def _call(self, disk: DiskState, step: Step) -> Awaitable[None]:
         """The backend's call that takes the step, which is written down before it is made."""
-        action, thing = step
+        action, thing, _ = step
         attachment = disk.attachment
         if action is GRANT and isinstance(thing, GrantState):
             plan = base.plan_grant(self._host, attachment.disk, thing.vm_id)
@@ -149,7 +149,7 @@ class Worker:
 
     def _failed(self, disk: DiskState, step: Step, error: Exception) -> None:
         """The call has raised; a slot that turned out taken is no failure if there is another."""
-        action, _ = step
+        action, *_ = step
         if isinstance(error, SlotTakenError) and action is ATTACH:
             _tell(disk, step, f"found its slot taken ({error})")
             try:
@@ -176,7 +176,7 @@ class Worker:
 
 def _tell(disk: DiskState, step: Step, ending: str) -> None:
     """One line of the log."""
-    action, thing = step
+    action, thing, _ = step
     what = ""
     if isinstance(thing, MountState):
         what = f" of {thing.path}"
@@ -190,7 +190,7 @@ def _tell(disk: DiskState, step: Step, ending: str) -> None:
 
 
 def _unknown(disk: DiskState, step: Step, error: BaseException) -> OutcomeUnknownError:
-    action, _ = step
+    action, *_ = step
     attachment = disk.attachment
     unknown = OutcomeUnknownError(
         f"{action} of {attachment.disk} at slot {attachment.slot} was cut short: "

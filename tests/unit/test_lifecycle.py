@@ -51,7 +51,7 @@ def take(disk: DiskState) -> Action:
     begin(disk, step)
     done(disk, step)
     settle(disk)
-    action, _ = step
+    action, *_ = step
     return action
 
 
