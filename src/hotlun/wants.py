@@ -144,10 +144,9 @@ def is_on_its_way(disk: DiskState) -> bool:
 
 def _settle_mounts(disk: DiskState) -> None:
     """Forget those that are not there, and that nobody is after."""
+    changing = None if disk.current is None else disk.current[1]
     for mount in tuple(disk.mounts.values()):
-        if mount.fact is not NO or mount.handles:
-            continue
-        if disk.current is None or disk.current[1] is not mount:
+        if mount.fact is NO and not mount.handles and mount is not changing:
             forget_mount(disk, mount)
 
 
